@@ -1,0 +1,205 @@
+#include "models/decoder.h"
+
+#include "models/kernels/available.h"
+#include "models/kernels/linear.h"
+#include "models/kernels/ref/cross_entropy.h"
+#include "models/kernels/ref/linear.h"
+#include "models/layers/embedding.h"
+
+namespace cairn::models {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+// Runs backward from `outputs` given their gradients; undefined gradients are left out.
+void backward(const variable_list& outputs, const variable_list& grads) {
+  variable_list roots, root_grads;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (!outputs[i].defined() || !grads[i].defined()) continue;
+    roots.push_back(outputs[i]);
+    root_grads.push_back(grads[i]);
+  }
+  torch::autograd::backward(roots, root_grads);
+}
+
+// Activation checkpointing (Chen et al. 2016): the forward pass keeps only the block's input; the backward pass runs the block
+// again. Dropout masks are functions of their key, so the second run is the first.
+struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
+  using Run = std::function<Block::Stream(const Block::Stream&)>;
+  struct Held : torch::CustomClassHolder {
+    explicit Held(Run run) : run(std::move(run)) {}
+    Run run;
+  };
+  static variable_list forward(AutogradContext* ctx, const Variable& x, const Variable& pending, Run run) {
+    ctx->save_for_backward({x, pending});
+    const Block::Stream out = run({x, pending});
+    ctx->saved_data["run"] = c10::IValue::make_capsule(c10::make_intrusive<Held>(std::move(run)));
+    ctx->set_materialize_grads(false);
+    if (out.pending.defined()) return {out.x, out.pending};
+    return {out.x};
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    auto leaf = [](const at::Tensor& t) { return t.defined() ? t.detach().requires_grad_(true) : t; };
+    const Block::Stream in{leaf(saved[0]), leaf(saved[1])};
+    const auto held = c10::static_intrusive_pointer_cast<Held>(ctx->saved_data["run"].toCapsule());
+    {
+      at::AutoGradMode grad_mode(true);
+      const Block::Stream out = held->run(in);
+      models::backward({out.x, out.pending}, {grads[0], grads.size() > 1 ? grads[1] : at::Tensor()});
+    }
+    return {in.x.grad(), in.pending.defined() ? in.pending.grad() : at::Tensor(), at::Tensor()};
+  }
+};
+
+// Tells the seams when the backward pass enters and leaves a block.
+struct BoundaryFunction : torch::autograd::Function<BoundaryFunction> {
+  static Variable forward(AutogradContext* ctx, const Variable& x, int64_t seams, int64_t block, bool entering_backward) {
+    ctx->saved_data["seams"] = seams;
+    ctx->saved_data["block"] = block;
+    ctx->saved_data["entering"] = entering_backward;
+    return x.view_as(x);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto* seams = reinterpret_cast<const Seams*>(ctx->saved_data["seams"].toInt());
+    const int64_t block = ctx->saved_data["block"].toInt();
+    ctx->saved_data["entering"].toBool() ? seams->before_backward(block) : seams->after_backward(block);
+    return {grads[0], at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+at::Tensor boundary(const at::Tensor& x, const Pass& pass, int64_t block, bool entering_backward) {
+  if (pass.seams == &Seams::none() || !x.requires_grad()) return x;
+  return BoundaryFunction::apply(x, reinterpret_cast<int64_t>(pass.seams), block, entering_backward);
+}
+
+}  // namespace
+
+Block::Block(Parameters& parameters, const std::string& name, const DecoderConfig& config, int64_t index, std::shared_ptr<RopeTable> rope)
+    : index_(index), parallel_(config.blocks[index].parallel) {
+  const BlockConfig& block = config.blocks[index];
+  const int64_t C = config.hidden_size;
+  auto norm = [&](const std::string& site) { return site.empty() ? Norm() : Norm(parameters, name + "." + site, C, config.norm); };
+  pre_mixer_ = norm(block.norms.pre_mixer);
+  attention_ = Attention(parameters, name + ".self_attn", C, block.attention, index, std::move(rope));
+  post_mixer_ = norm(block.norms.post_mixer);
+  pre_feed_forward_ = norm(block.norms.pre_feed_forward);
+  feed_forward_ = FeedForward(parameters, name + ".mlp", C, block.feed_forward);
+  post_feed_forward_ = norm(block.norms.post_feed_forward);
+}
+
+at::Tensor Block::dropped(const at::Tensor& x, int64_t place, const Pass& pass) const { return dropout(x, index_ * 4 + place, pass); }
+
+Block::Stream Block::forward(const Stream& in, const Pass& pass) const {
+  // x: the stream; a: the mixer's input. A pending addition is made by the norm that comes next, or here.
+  auto enter = [&](const Norm& norm, const Stream& stream) -> std::pair<at::Tensor, at::Tensor> {
+    if (norm.present() && stream.pending.defined()) return norm.add(stream.x, stream.pending, pass);
+    const at::Tensor x = stream.pending.defined() ? stream.x + stream.pending : stream.x;
+    return {x, norm.present() ? norm.forward(x, pass) : x};
+  };
+  auto leave = [&](const Norm& norm, const at::Tensor& y, int64_t place) {
+    return dropped(norm.present() ? norm.forward(y, pass) : y, place, pass);
+  };
+
+  auto [x, a] = enter(pre_mixer_, in);
+  const at::Tensor mixed = leave(post_mixer_, attention_.forward(a, pass), 2);
+  if (parallel_) {
+    const at::Tensor f = pre_feed_forward_.present() ? pre_feed_forward_.forward(x, pass) : a;
+    return {x + mixed, leave(post_feed_forward_, feed_forward_.forward(f, pass), 3)};
+  }
+  auto [y, f] = enter(pre_feed_forward_, {x, mixed});
+  return {y, leave(post_feed_forward_, feed_forward_.forward(f, pass), 3)};
+}
+
+Decoder::Decoder(DecoderConfig config, at::ScalarType dtype, at::Device device) : config_(std::move(config)) {
+  const int64_t V = config_.vocab_size, C = config_.hidden_size;
+  embed_tokens_ = parameters_.add("model.embed_tokens.weight", {V, C}, Role::embedding, Init::normal(config_.init_std));
+  if (config_.learned_positions) {
+    embed_positions_ = parameters_.add("model.embed_positions.weight", {config_.max_position_embeddings, C}, Role::embedding, Init::normal(config_.init_std));
+  }
+  std::vector<std::shared_ptr<RopeTable>> tables;  // blocks of equal rope share one
+  for (size_t i = 0; i < config_.blocks.size(); ++i) {
+    std::shared_ptr<RopeTable> rope;
+    if (const auto& wanted = config_.blocks[i].attention.rope) {
+      for (const auto& table : tables) {
+        if (table->config() == *wanted) rope = table;
+      }
+      if (!rope) tables.push_back(rope = std::make_shared<RopeTable>(*wanted));
+    }
+    blocks_.emplace_back(parameters_, fmt::format("model.layers.{}", i), config_, i, rope);
+  }
+  norm_ = Norm(parameters_, "model.norm", C, config_.norm);
+  head_ = config_.tie_word_embeddings ? embed_tokens_ : parameters_.add("lm_head.weight", {V, C}, Role::head, Init::normal(config_.init_std));
+  if (config_.head_bias) head_bias_ = parameters_.add("lm_head.bias", {V}, Role::bias, Init::constant(0));
+  parameters_.flatten(dtype, device);
+}
+
+Block::Stream Decoder::run_block(size_t index, const Block::Stream& in, const Pass& pass) const {
+  const int64_t block = index;
+  pass.seams->before_forward(block);
+  Block::Stream stream{boundary(in.x, pass, block, false), in.pending};
+  if (checkpointing_ && at::GradMode::is_enabled() && !pass.cache) {
+    const auto out = CheckpointFunction::apply(stream.x, stream.pending, [this, index, pass](const Block::Stream& s) { return blocks_[index].forward(s, pass); });
+    stream = {out[0], out.size() > 1 ? out[1] : at::Tensor()};
+  } else {
+    stream = blocks_[index].forward(stream, pass);
+  }
+  stream.x = boundary(stream.x, pass, block, true);
+  pass.seams->after_forward(block);
+  return stream;
+}
+
+at::Tensor Decoder::hidden(const at::Tensor& ids, const Pass& pass) const {
+  const Seams& seams = *pass.seams;
+  seams.before_forward(-1);
+  at::Tensor x = seams.embedding_output(embed(embed_tokens_, seams.embedding_ids(ids), config_.embedding_scale, pass));  // [N, C]
+  if (embed_positions_.defined()) x = x + embed(embed_positions_, pass.positions, 1, pass);
+  // The residual stream of bf16-mixed is float32; that of bf16 is bfloat16.
+  x = dropout(x, -1, pass);
+  x = boundary(x, pass, -1, true);
+  seams.after_forward(-1);
+
+  Block::Stream stream{x, at::Tensor()};
+  for (size_t i = 0; i < blocks_.size(); ++i) stream = run_block(i, stream, pass);
+  if (pass.cache) pass.cache->length += pass.rows();
+  return stream.pending.defined() ? norm_.add(stream.x, stream.pending, pass).second : norm_.forward(stream.x, pass);
+}
+
+at::Tensor Decoder::logits(const at::Tensor& hidden, const Pass& pass) const {
+  at::NoGradGuard no_grad;
+  const bool fast = !pass.reference && kernels::available(hidden);
+  at::Tensor logits = fast ? kernels::linear_forward(hidden, head_, head_bias_) : kernels::ref::linear(hidden, head_, head_bias_);
+  if (config_.logit_softcap > 0) logits = at::tanh(logits / config_.logit_softcap) * config_.logit_softcap;
+  return logits;
+}
+
+Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass& pass, double scale, double z_loss, bool gradients) const {
+  at::AutoGradMode grad_mode(gradients);
+  const kernels::CrossEntropyOptions options{.scale = scale, .softcap = config_.logit_softcap, .z_loss = z_loss};
+  const at::Tensor hidden = this->hidden(ids, pass);
+  if (pass.reference || !kernels::available(hidden)) {
+    const auto out = kernels::ref::linear_cross_entropy(hidden, head_, head_bias_, targets, options);
+    if (gradients) torch::autograd::backward({out.loss}, {});
+    return {out.nll, out.z, out.correct, out.row_nll};
+  }
+  auto gradient_of = [&](const at::Tensor& t) { return gradients && t.defined() && t.requires_grad() ? t.grad() : at::Tensor(); };
+  const auto out = kernels::linear_cross_entropy(hidden.detach(), head_.detach(), head_bias_.defined() ? head_bias_.detach() : head_bias_, targets, options,
+                                                 gradients, gradient_of(head_), gradient_of(head_bias_));
+  if (gradients) torch::autograd::backward({hidden}, {out.dhidden});
+  return {out.nll, out.z, out.correct, out.row_nll};
+}
+
+KeyValueCache Decoder::make_cache(int64_t capacity) const {
+  KeyValueCache cache;
+  cache.capacity = capacity;
+  for (const BlockConfig& block : config_.blocks) {
+    const std::vector<int64_t> shape{capacity, block.attention.num_key_value_heads, block.attention.head_dim};
+    cache.keys.push_back(at::zeros(shape, parameters_.flat().options()));
+    cache.values.push_back(at::zeros(shape, parameters_.flat().options()));
+  }
+  return cache;
+}
+
+}  // namespace cairn::models

@@ -1,0 +1,48 @@
+// Multi-head, multi-query and grouped-query attention (Vaswani 2017, Shazeer 2019, Ainslie 2023).
+#pragma once
+
+#include <optional>
+
+#include "models/layers/linear.h"
+#include "models/layers/norm.h"
+#include "models/layers/rope.h"
+
+namespace cairn::models {
+
+struct AttentionConfig {
+  enum class QkNorm { none, head, full };  // RMSNorm of q and k over each head (Qwen3, Gemma 3), or over all heads at once (OLMo 2)
+  int64_t num_attention_heads = 0;
+  int64_t num_key_value_heads = 0;
+  int64_t head_dim = 0;
+  bool qkv_bias = false;
+  bool out_bias = false;
+  QkNorm qk_norm = QkNorm::none;
+  NormConfig norm;                 // of q and k
+  std::optional<RopeConfig> rope;  // none: no position embedding in this block
+  int64_t sliding_window = 0;      // 0: full
+  double scale = 0;                // 0: head_dim^-1/2
+  double softcap = 0;
+  double init_std = 0.02;
+  double out_init_std = 0.02;
+};
+
+class Attention {
+ public:
+  Attention() = default;
+  // `name`: "model.layers.3.self_attn".
+  Attention(Parameters& parameters, const std::string& name, int64_t hidden_size, const AttentionConfig& config, int64_t block,
+            std::shared_ptr<RopeTable> rope);
+
+  // x [N, C], already normalised -> [N, C].
+  at::Tensor forward(const at::Tensor& x, const Pass& pass) const;
+  const AttentionConfig& config() const { return config_; }
+
+ private:
+  AttentionConfig config_;
+  int64_t block_ = 0;
+  std::shared_ptr<RopeTable> rope_;
+  Linear qkv_proj_, o_proj_;
+  Norm q_norm_, k_norm_;
+};
+
+}  // namespace cairn::models

@@ -1,0 +1,57 @@
+#include "models/layers/embedding.h"
+
+#include "models/kernels/available.h"
+#include "models/kernels/embedding.h"
+#include "models/kernels/ref/dropout.h"
+#include "models/kernels/ref/embedding.h"
+
+namespace cairn::models {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
+  static Variable forward(AutogradContext* ctx, const Variable& weight, const at::Tensor& ids, double scale) {
+    ctx->save_for_backward({weight, ids});
+    ctx->saved_data["scale"] = scale;
+    return kernels::embedding_forward(weight, ids, scale);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    if (saved[0].requires_grad()) kernels::embedding_backward_(saved[0].grad(), grads[0].contiguous(), saved[1], ctx->saved_data["scale"].toDouble());
+    return {at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
+  static Variable forward(AutogradContext* ctx, const Variable& x, double p, int64_t seed, int64_t stream, int64_t first_row) {
+    ctx->saved_data["p"] = p;
+    ctx->saved_data["seed"] = seed;
+    ctx->saved_data["stream"] = stream;
+    ctx->saved_data["first_row"] = first_row;
+    return kernels::dropout(x, p, {static_cast<uint64_t>(seed), static_cast<uint64_t>(stream), first_row});
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const kernels::DropoutKey key{static_cast<uint64_t>(ctx->saved_data["seed"].toInt()), static_cast<uint64_t>(ctx->saved_data["stream"].toInt()),
+                                  ctx->saved_data["first_row"].toInt()};
+    return {kernels::dropout(grads[0].contiguous(), ctx->saved_data["p"].toDouble(), key), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+}  // namespace
+
+at::Tensor embed(const at::Tensor& weight, const at::Tensor& ids, double scale, const Pass& pass) {
+  if (pass.reference || !kernels::available(weight)) return kernels::ref::embedding(weight, ids, scale);
+  return EmbeddingFunction::apply(weight, ids, scale);
+}
+
+at::Tensor dropout(const at::Tensor& x, int64_t site, const Pass& pass) {
+  if (pass.dropout == 0) return x;
+  const kernels::DropoutKey key = pass.dropout_key(site);
+  if (pass.reference || !kernels::available(x)) return kernels::ref::dropout(x, pass.dropout, key);
+  return DropoutFunction::apply(x, pass.dropout, static_cast<int64_t>(key.seed), static_cast<int64_t>(key.stream), key.first_row);
+}
+
+}  // namespace cairn::models

@@ -1,0 +1,31 @@
+// The feed-forward half of a block: gated (SwiGLU, GeGLU) or two plain products.
+#pragma once
+
+#include "models/kernels/activation.h"
+#include "models/layers/linear.h"
+
+namespace cairn::models {
+
+struct FeedForwardConfig {
+  int64_t intermediate_size = 0;
+  kernels::Activation activation = kernels::Activation::silu;
+  bool gated = true;
+  bool bias = false;
+  double init_std = 0.02;
+  double out_init_std = 0.02;
+};
+
+class FeedForward {
+ public:
+  FeedForward() = default;
+  // `name`: "model.layers.3.mlp".
+  FeedForward(Parameters& parameters, const std::string& name, int64_t hidden_size, const FeedForwardConfig& config);
+  // x [N, C], already normalised -> [N, C].
+  at::Tensor forward(const at::Tensor& x, const Pass& pass) const;
+
+ private:
+  FeedForwardConfig config_;
+  Linear up_, down_;  // up_ holds gate and up in one product where there is a gate
+};
+
+}  // namespace cairn::models

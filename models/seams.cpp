@@ -1,0 +1,10 @@
+#include "models/seams.h"
+
+namespace cairn::models {
+
+const Seams& Seams::none() {
+  static const Seams nothing;
+  return nothing;
+}
+
+}  // namespace cairn::models
