@@ -3,12 +3,12 @@
 function(cairn_torch_pch)
   file(WRITE ${CMAKE_BINARY_DIR}/pch/anchor.cpp "// holds the precompiled header\n")
   add_library(cairn_pch OBJECT ${CMAKE_BINARY_DIR}/pch/anchor.cpp)
-  target_link_libraries(cairn_pch PUBLIC torch json fmt)
+  target_link_libraries(cairn_pch PUBLIC torch json)
   target_precompile_headers(cairn_pch PUBLIC ${CMAKE_SOURCE_DIR}/cmake/pch.h)
 endfunction()
 
 function(cairn_use_torch target)
-  target_link_libraries(${target} PUBLIC torch json fmt)
+  target_link_libraries(${target} PUBLIC torch json)
   target_precompile_headers(${target} REUSE_FROM cairn_pch)
 endfunction()
 

@@ -14,7 +14,6 @@ cairn_package(pcre2 libpcre2-8)
 cairn_package(hwy libhwy)
 cairn_package(yaml yaml-cpp)
 cairn_package(fmt fmt)
-cairn_package(spdlog spdlog)
 
 find_package(nlohmann_json REQUIRED)
 add_library(json INTERFACE)

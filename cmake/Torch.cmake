@@ -19,3 +19,5 @@ target_link_libraries(torch INTERFACE -Wl,--no-as-needed torch_cpu c10 -Wl,--as-
 target_link_options(torch INTERFACE -Wl,--allow-shlib-undefined)
 # c10d's interface headers hide behind these.
 target_compile_definitions(torch INTERFACE USE_C10D USE_C10D_GLOO USE_DISTRIBUTED)
+# The wheel brings fmt's headers but not its library.
+target_compile_definitions(torch INTERFACE FMT_HEADER_ONLY=1)

@@ -7,6 +7,8 @@
 #include <torch/csrc/autograd/grad_mode.h>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
 #include <algorithm>
 #include <array>
 #include <cmath>
