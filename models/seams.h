@@ -22,7 +22,9 @@ class Seams {
 
   // 3. Token dispatch around experts arrives with the expert layer.
 
-  // 4. Around attention and recurrence: q [N, H, D] and k, v [N, K, D] before, out [N, H * D] after.
+  // 4. Around attention and recurrence: q [N, H, D] and k, v [N, K, D] before, out [N, H * D] after. Called where
+  // exchanges_attention() says so; elsewhere q, k and v stay one tensor.
+  virtual bool exchanges_attention() const { return false; }
   virtual void attention_input(at::Tensor& q, at::Tensor& k, at::Tensor& v) const {}
   virtual at::Tensor attention_output(const at::Tensor& out) const { return out; }
 

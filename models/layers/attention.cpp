@@ -123,7 +123,7 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
 
   const bool fast = !pass.reference && kernels::available(qkv);
   at::Tensor out;  // [N, H D]
-  if (fast && !q_norm_.present() && !pass.cache && pass.seams == &Seams::none()) {
+  if (fast && !q_norm_.present() && !pass.cache && !pass.seams->exchanges_attention()) {
     out = FusedFunction::apply(qkv, core);
   } else {
     auto [q, k, v] = core->split(qkv);
