@@ -39,8 +39,9 @@ struct ModelOptions {
 struct SourceOptions {
   std::string name;                 // always set once resolved, unique in its list
   std::string text, jsonl, shards;  // an absolute file, folder or glob, or a known name ("foldoc") as it was written
+  std::string separator;            // text: what parts the documents of a file; "": "<|endoftext|>"
   std::string field = "text";       // jsonl: the key that holds the text
-  std::string dtype = "auto";       // shards without a header: the type of an id
+  std::string dtype;                // shards without a header: the type of an id; "" is `auto` in the file
   double weight = 1.0;
   bool operator==(const SourceOptions&) const = default;
 
@@ -68,6 +69,7 @@ struct DataOptions {
   TokenizerOptions tokenizer;
   int context = 256;
   bool mask_documents = false;
+  std::string cache;  // folder of tokenised sources; "" is `auto` in the file
   bool operator==(const DataOptions&) const = default;
 };
 
