@@ -32,8 +32,10 @@ std::vector<nlohmann::ordered_json> read_journal(const std::filesystem::path& pa
 /// For appending: one writer at a time (Store's lock). Not for two threads at once.
 class Journal {
  public:
-  /// Opens or creates; a torn last line is cut off.
-  explicit Journal(std::filesystem::path path);
+  /// Opens or creates; a torn last line is cut off. A run that goes on after step N passes `keep_to` = N: later lines
+  /// are cut off, whole or damaged (all up to N were synced with its checkpoint). Crash-safe: written beside and
+  /// renamed.
+  explicit Journal(std::filesystem::path path, int64_t keep_to = INT64_MAX);
   ~Journal();
   Journal(Journal&& other) noexcept;
   Journal& operator=(Journal&&) = delete;

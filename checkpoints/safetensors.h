@@ -78,6 +78,10 @@ class ModelWeights {
 FileEntry write_safetensors(const std::filesystem::path& path, std::span<const TensorView> tensors,
                             const Metadata& metadata = {{"format", "pt"}});
 
+/// The same into a file that is open; the caller finishes it.
+void write_safetensors(FileWriter& file, std::span<const TensorView> tensors,
+                       const Metadata& metadata = {{"format", "pt"}});
+
 inline constexpr uint64_t kShardBytes = 5'000'000'000;
 
 /// `stem`.safetensors where the tensors fit into `shard_bytes`, otherwise `stem`-00001-of-0000N.safetensors and
