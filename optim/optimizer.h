@@ -20,16 +20,17 @@ struct OptimizerOptions {
   std::vector<double> betas = {0.9, 0.95};  // adamw, and the AdamW part of muon
   double eps = 1e-8;                        // likewise
   double weight_decay = 0.1;                // decoupled (adamw, muon); L2 added to the gradient (sgd), as in torch
-  std::vector<std::string> decay_roles = {"matrix", "embedding", "head"};  // roles that weight_decay applies to
-  double momentum = 0.95;                                                  // muon, sgd
-  bool nesterov = true;                                                    // muon, sgd
-  int ns_steps = 5;                                                        // muon: Newton-Schulz iterations, 1..99
-  std::vector<double> ns_coefficients = {3.4445, -4.7750, 2.0315};         // muon
-  double ns_eps = 1e-7;                                                    // muon
-  std::string adjust_lr_fn = "original";                                   // muon: original | match_rms_adamw
+  std::vector<std::string> decay_roles = {"matrix", "head"};        // roles that weight_decay applies to
+  double momentum = 0.95;                                           // muon, sgd
+  bool nesterov = true;                                             // muon, sgd
+  int ns_steps = 5;                                                 // muon: Newton-Schulz iterations, 1..99
+  std::vector<double> ns_coefficients = {3.4445, -4.7750, 2.0315};  // muon
+  double ns_eps = 1e-7;                                             // muon
+  std::string adjust_lr_fn = "original";                            // muon: original | match_rms_adamw
   double adamw_lr_factor = 1.0;  // muon: lr of its AdamW part (all roles but matrix) over that of the matrices
-  bool clear_grad =
-      false;  // leave gradients at zero, in the same pass over memory (not muon's matrices: those by fill)
+  bool clear_grad = false;       // leave gradients at zero, in the same pass over memory
+  bool reference = false;  // the plain twins (kernels/ref) in place of the vectorised passes; tensors that are not on
+                           // the CPU use them anyway
 };
 
 class Optimizer {
