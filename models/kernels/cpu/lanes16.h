@@ -253,9 +253,9 @@ HWY_INLINE F16 Tanh(F16 x) {
 // 1 / (1 + e^-x)
 HWY_INLINE F16 Sigmoid(F16 x) { return Set(1.0f) / (Set(1.0f) + Exp(Neg(x))); }
 
-// erf x: rational approximation of Eigen and XLA on [-4, 4], where float32 has reached 1.
+// erf x: rational approximation of Eigen and XLA; +-1 from 3.92 on, where the nearest float is 1.
 HWY_INLINE F16 Erf(F16 x) {
-  const F16 a = Max(Set(-4.0f), Min(Set(4.0f), x)), s = a * a;
+  const F16 a = Max(Set(-4.0f), Min(Set(4.0f), x)), s = a * a;  // this order lets NaN pass
   F16 up = MulAdd(Set(-2.72614225801306e-10f), s, Set(2.77068142495902e-08f));
   up = MulAdd(up, s, Set(-2.10102402082508e-06f));
   up = MulAdd(up, s, Set(-5.69250639462346e-05f));
@@ -266,7 +266,7 @@ HWY_INLINE F16 Erf(F16 x) {
   down = MulAdd(down, s, Set(-1.68282697438203e-03f));
   down = MulAdd(down, s, Set(-7.37332916720468e-03f));
   down = MulAdd(down, s, Set(-1.42647390514189e-02f));
-  return a * up / down;
+  return IfThenElse(Ge(Abs(x), Set(3.92f)), CopySign(Set(1.0f), x), a * up / down);
 }
 
 }  // namespace cairn::kernels::HWY_NAMESPACE
