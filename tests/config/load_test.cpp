@@ -194,7 +194,7 @@ checkpoints: {at: [1, 2], keep: {every: 5}}
 
   // Every default is written out.
   for (const char* key : {"minutes: null", "threads: auto", "decay_roles: [matrix, head]", "validation_fraction: 0.0",
-                          "tensorboard: true", "micro_batch: 3", "lanes: 2"})
+                          "tensorboard: true", "eps: 1.0e-08", "micro_batch: 3", "lanes: 2"})
     EXPECT_NE(text.find(key), std::string::npos) << key << " in\n" << text;
   // A resolved run can still be changed.
   EXPECT_EQ(load("run.yaml", {"optim.lr=0.5"}).optim.lr, 0.5);

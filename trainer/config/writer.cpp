@@ -26,9 +26,18 @@ std::string text_yaml(const std::string& text) {
   return Json(text).dump();
 }
 
+// YAML 1.1 readers (PyYAML) take 1e-08 for a text and 1.0e-08 for a number.
+std::string number_yaml(const Json& json) {
+  std::string text = json.dump();
+  const auto exponent = text.find('e');
+  if (json.is_number_float() && exponent != std::string::npos && text.find('.') == std::string::npos)
+    text.insert(exponent, ".0");
+  return text;
+}
+
 std::string flow(const Json& json) {
   if (json.is_string()) return text_yaml(json.get<std::string>());
-  if (!json.is_structured()) return json.dump();
+  if (!json.is_structured()) return number_yaml(json);
   std::vector<std::string> parts;
   for (const auto& [key, value] : json.items())
     parts.push_back(json.is_object() ? fmt::format("{}: {}", text_yaml(key), flow(value)) : flow(value));
