@@ -75,7 +75,8 @@ struct BpeTrainOptions {
 // frequent the one whose byte strings are lexicographically greater is merged first. The result does not depend on the
 // number of threads nor on the order of the documents. Fewer tokens come out where nothing is left to merge.
 // Throws std::invalid_argument where vocab_size is too small for the bytes and the special tokens.
-std::shared_ptr<const Tokenizer> train_bpe(const std::vector<std::string_view>& documents, const BpeTrainOptions& options);
+std::shared_ptr<const Tokenizer> train_bpe(const std::vector<std::string_view>& documents,
+                                           const BpeTrainOptions& options);
 
 // `cairn tokenizer encode --json`: reads one JSON string a line, writes one JSON array of ids a line. Throws
 // std::runtime_error with ORIGIN and the line number where a line is not a JSON string. Blank lines are errors too.
