@@ -1,6 +1,7 @@
 #include "models/kernels/attention.h"
 
 #include <fmt/format.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -121,34 +122,47 @@ AttentionOutput attention_forward(const at::Tensor& q, const at::Tensor& k, cons
   AttentionOutput result{at::empty({q.size(0), call.heads * call.dim}, q.options()),
                          at::empty({batch, call.heads, length}, q.options())};
 
-  const int64_t dim = call.dim, padded = call.padded, sequences = batch * call.kv_heads;
+  const int64_t dim = call.dim, padded = call.padded, sequences = batch * call.kv_heads,
+                threads = omp_get_max_threads();
+  const int64_t blocks = (length + kQueryBlock - 1) / kQueryBlock, group = call.heads / call.kv_heads;
+  // Where there are enough of them, one thread takes a whole (sequence, kv head) and its packed keys stay in its cache.
+  // The split changes no bits.
+  const bool alone = sequences % threads == 0 || sequences >= 4 * threads;
   const int64_t keys_size = call.tiles * kKeyTile * dim, values_size = call.tiles * kKeyTile * padded;
-  const auto memory = at::empty({sequences * (keys_size + values_size)}, q.options());
-  float *keys = memory.data_ptr<float>(), *values = keys + sequences * keys_size;
+  const auto memory = at::empty({(alone ? threads : sequences) * (keys_size + values_size)}, q.options());
+  float* const slots = memory.data_ptr<float>();
   float *out = result.out.data_ptr<float>(), *lse = result.lse.data_ptr<float>();
   const Rows q_rows = rows_of(q), k_rows = rows_of(k), v_rows = rows_of(v);
-  const int64_t blocks = (length + kQueryBlock - 1) / kQueryBlock, group = call.heads / call.kv_heads;
 
+  const auto pack = [&](int64_t sequence, int64_t tile, int64_t slot) {
+    const int64_t row = sequence / call.kv_heads * length + tile * kKeyTile, head = sequence % call.kv_heads;
+    const int64_t count = std::min(kKeyTile, length - tile * kKeyTile);
+    float *keys = slots + slot * (keys_size + values_size), *values = keys + keys_size;
+    attention_pack(head_of(k_rows, row, head, dim), count, dim, padded, 1.0f, nullptr, keys + tile * kKeyTile * dim);
+    attention_pack(head_of(v_rows, row, head, dim), count, dim, padded, 1.0f, values + tile * kKeyTile * padded,
+                   nullptr);
+  };
+  const auto attend = [&](int64_t sequence, int64_t entry, int64_t slot) {
+    const int64_t head = sequence % call.kv_heads * group + entry / blocks, b = sequence / call.kv_heads,
+                  row0 = b * length;
+    const float *keys = slots + slot * (keys_size + values_size), *values = keys + keys_size;
+    attention_forward_block(call, row0, head, blocks - 1 - entry % blocks, head_of(q_rows, row0, head, dim), keys,
+                            values, out + row0 * call.heads * dim + head * dim, lse + (b * call.heads + head) * length);
+  };
 #pragma omp parallel
-  {
+  if (alone) {
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < sequences * call.tiles; ++task) {
-      const int64_t sequence = task / call.tiles, tile = task % call.tiles;
-      const int64_t row = sequence / call.kv_heads * length + tile * kKeyTile, head = sequence % call.kv_heads;
-      const int64_t count = std::min(kKeyTile, length - tile * kKeyTile);
-      attention_pack(head_of(k_rows, row, head, dim), count, dim, padded, 1.0f, nullptr,
-                     keys + sequence * keys_size + tile * kKeyTile * dim);
-      attention_pack(head_of(v_rows, row, head, dim), count, dim, padded, 1.0f,
-                     values + sequence * values_size + tile * kKeyTile * padded, nullptr);
+    for (int64_t sequence = 0; sequence < sequences; ++sequence) {
+      for (int64_t tile = 0; tile < call.tiles; ++tile) pack(sequence, tile, omp_get_thread_num());
+      for (int64_t entry = 0; entry < group * blocks; ++entry) attend(sequence, entry, omp_get_thread_num());
     }
+  } else {
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < batch * call.heads * blocks; ++task) {
-      const int64_t block = blocks - 1 - task % blocks, head = task / blocks % call.heads,
-                    b = task / blocks / call.heads;
-      const int64_t sequence = b * call.kv_heads + head / group, row0 = b * length;
-      attention_forward_block(call, row0, head, block, head_of(q_rows, row0, head, dim), keys + sequence * keys_size,
-                              values + sequence * values_size, out + row0 * call.heads * dim + head * dim,
-                              lse + (b * call.heads + head) * length);
+    for (int64_t task = 0; task < sequences * call.tiles; ++task)
+      pack(task / call.tiles, task % call.tiles, task / call.tiles);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < sequences * group * blocks; ++task) {
+      attend(task / (group * blocks), task % (group * blocks), task / (group * blocks));
     }
   }
   return result;
@@ -168,60 +182,73 @@ void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::T
   const int64_t dim = call.dim, padded = call.padded, sequences = batch * call.kv_heads;
   const auto bounds = pieces_of(call, options.window);
   const int64_t pieces = static_cast<int64_t>(bounds.size()) - 1;
-  const int64_t tile_rows = call.tiles * kKeyTile, keys_size = tile_rows * dim, plain_size = tile_rows * padded,
+  const bool alone = pieces == 1;  // as in the forward pass
+  // A slot: transposed keys and values, plain keys, and dk and dv of every piece.
+  const int64_t keys_size = call.tiles * kKeyTile * dim, plain_size = call.tiles * kKeyTile * padded,
                 sum_size = length * padded;
-  const auto memory = at::empty({sequences * (2 * keys_size + plain_size + 2 * pieces * sum_size)}, q.options());
-  float *keys = memory.data_ptr<float>(), *values = keys + sequences * keys_size,
-        *keys_plain = values + sequences * keys_size;
-  float* sums = keys_plain + sequences * plain_size;  // [sequence][piece][dk, dv]
-  const Rows q_rows = rows_of(q), k_rows = rows_of(k), v_rows = rows_of(v);
+  const int64_t slot_size = 2 * keys_size + plain_size + 2 * pieces * sum_size;
+  const auto memory = at::empty({(alone ? omp_get_max_threads() : sequences) * slot_size}, q.options());
+  float* const slots = memory.data_ptr<float>();
+  const Rows q_rows = rows_of(q), k_rows = rows_of(k), v_rows = rows_of(v), dq_rows = rows_of(dq);
   const Rows dout_rows{dout_c.const_data_ptr<float>(), call.heads * dim},
       out_rows{out_c.const_data_ptr<float>(), call.heads * dim};
   const float* lse_data = lse_c.const_data_ptr<float>();
   float *dq_data = dq.data_ptr<float>(), *dk_data = dk.data_ptr<float>(), *dv_data = dv.data_ptr<float>();
-  const auto sum_of = [&](int64_t sequence, int64_t piece, int64_t which) {
-    return sums + ((sequence * pieces + piece) * 2 + which) * sum_size;
-  };
+  const auto sums_of = [&](int64_t slot) {
+    return slots + slot * slot_size + 2 * keys_size + plain_size;
+  };  // [piece][dk, dv]
 
+  const auto pack = [&](int64_t sequence, int64_t tile, int64_t slot) {
+    const int64_t begin = tile * kKeyTile, row = sequence / call.kv_heads * length + begin,
+                  head = sequence % call.kv_heads;
+    const int64_t count = std::min(kKeyTile, length - begin);
+    float *keys = slots + slot * slot_size, *values = keys + keys_size, *keys_plain = values + keys_size;
+    attention_pack(head_of(k_rows, row, head, dim), count, dim, padded, 1.0f, keys_plain + begin * padded,
+                   keys + begin * dim);
+    attention_pack(head_of(v_rows, row, head, dim), count, dim, padded, 1.0f, nullptr, values + begin * dim);
+  };
+  const auto differentiate = [&](int64_t sequence, int64_t p, int64_t slot) {
+    const int64_t b = sequence / call.kv_heads;
+    BackwardPiece piece;
+    piece.row0 = b * length, piece.kv_head = sequence % call.kv_heads;
+    piece.begin = bounds[p], piece.end = bounds[p + 1];
+    piece.keys = slots + slot * slot_size, piece.values = piece.keys + keys_size,
+    piece.keys_plain = piece.values + keys_size;
+    piece.q = q_rows, piece.dout = dout_rows, piece.out = out_rows;
+    piece.lse = lse_data + b * call.heads * length;
+    piece.dq = dq_data, piece.dq_stride = dq_rows.stride;
+    piece.dk = sums_of(slot) + 2 * p * sum_size, piece.dv = piece.dk + sum_size;
+    std::fill_n(piece.dk, 2 * sum_size, 0.0f);
+    attention_backward_piece(call, piece);
+  };
+  const auto join = [&](int64_t sequence, int64_t tile, int64_t slot) {
+    const int64_t begin = tile * kKeyTile, end = std::min(begin + kKeyTile, length);
+    const int64_t row0 = sequence / call.kv_heads * length, head = sequence % call.kv_heads;
+    const float* sums = sums_of(slot);
+    attention_join(sums, pieces, 2 * sum_size, begin, end, dim, padded, call.dk_scale,
+                   dk_data + row0 * dk.stride(0) + head * dim, dk.stride(0));
+    attention_join(sums + sum_size, pieces, 2 * sum_size, begin, end, dim, padded, 1.0f,
+                   dv_data + row0 * dv.stride(0) + head * dim, dv.stride(0));
+  };
 #pragma omp parallel
-  {
+  if (alone) {
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < sequences * call.tiles; ++task) {
-      const int64_t sequence = task / call.tiles, tile = task % call.tiles;
-      const int64_t row = sequence / call.kv_heads * length + tile * kKeyTile, head = sequence % call.kv_heads;
-      const int64_t count = std::min(kKeyTile, length - tile * kKeyTile), at = tile * kKeyTile;
-      attention_pack(head_of(k_rows, row, head, dim), count, dim, padded, 1.0f,
-                     keys_plain + sequence * plain_size + at * padded, keys + sequence * keys_size + at * dim);
-      attention_pack(head_of(v_rows, row, head, dim), count, dim, padded, 1.0f, nullptr,
-                     values + sequence * keys_size + at * dim);
+    for (int64_t sequence = 0; sequence < sequences; ++sequence) {
+      const int64_t slot = omp_get_thread_num();
+      for (int64_t tile = 0; tile < call.tiles; ++tile) pack(sequence, tile, slot);
+      differentiate(sequence, 0, slot);
+      for (int64_t tile = 0; tile < call.tiles; ++tile) join(sequence, tile, slot);
     }
+  } else {
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < sequences * pieces; ++task) {
-      const int64_t sequence = task / pieces, p = task % pieces, b = sequence / call.kv_heads;
-      BackwardPiece piece;
-      piece.row0 = b * length, piece.kv_head = sequence % call.kv_heads;
-      piece.begin = bounds[p], piece.end = bounds[p + 1];
-      piece.keys = keys + sequence * keys_size, piece.values = values + sequence * keys_size;
-      piece.keys_plain = keys_plain + sequence * plain_size;
-      piece.q = q_rows, piece.dout = dout_rows, piece.out = out_rows;
-      piece.lse = lse_data + b * call.heads * length;
-      piece.dq = dq_data, piece.dq_stride = dq.stride(0);
-      piece.dk = sum_of(sequence, p, 0), piece.dv = sum_of(sequence, p, 1);
-      std::fill_n(piece.dk, 2 * sum_size, 0.0f);
-      attention_backward_piece(call, piece);
-    }
+    for (int64_t task = 0; task < sequences * call.tiles; ++task)
+      pack(task / call.tiles, task % call.tiles, task / call.tiles);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < sequences * call.tiles; ++task) {
-      const int64_t sequence = task / call.tiles, begin = task % call.tiles * kKeyTile,
-                    end = std::min(begin + kKeyTile, length);
-      const int64_t row0 = sequence / call.kv_heads * length, head = sequence % call.kv_heads;
-      const float *dk_sums[8], *dv_sums[8];
-      for (int64_t p = 0; p < pieces; ++p) dk_sums[p] = sum_of(sequence, p, 0), dv_sums[p] = sum_of(sequence, p, 1);
-      attention_join(dk_sums, pieces, begin, end, dim, padded, call.dk_scale,
-                     dk_data + row0 * dk.stride(0) + head * dim, dk.stride(0));
-      attention_join(dv_sums, pieces, begin, end, dim, padded, 1.0f, dv_data + row0 * dv.stride(0) + head * dim,
-                     dv.stride(0));
-    }
+    for (int64_t task = 0; task < sequences * pieces; ++task)
+      differentiate(task / pieces, task % pieces, task / pieces);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < sequences * call.tiles; ++task)
+      join(task / call.tiles, task % call.tiles, task / call.tiles);
   }
 }
 

@@ -60,9 +60,9 @@ struct BackwardPiece {
 };
 void attention_backward_piece(const AttentionCall& call, const BackwardPiece& piece);
 
-// Sum over pieces of sums[p][row], times scale, rows [begin, end) -> to, `dim` columns.
-void attention_join(const float* const* sums, int64_t pieces, int64_t begin, int64_t end, int64_t dim, int64_t padded,
-                    float scale, float* to, int64_t stride);
+// Sum over pieces p, in order, of sums[p * piece_stride + row * padded ...], times scale, rows [begin, end) -> to.
+void attention_join(const float* sums, int64_t pieces, int64_t piece_stride, int64_t begin, int64_t end, int64_t dim,
+                    int64_t padded, float scale, float* to, int64_t stride);
 
 // One key tile of one kv head for `rows` query rows. q: transposed [dim, 64], already scaled; row r sees cached rows
 // first[r] <= s <= last[r]. Writes the tile's own softmax: maximum (log2) and sum [64], out [rows, padded] not divided.

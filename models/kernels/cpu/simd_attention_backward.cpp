@@ -114,14 +114,14 @@ void BackwardPieceRun(const AttentionCall& call, const BackwardPiece& piece) {
   }
 }
 
-void Join(const float* const* sums, int64_t pieces, int64_t begin, int64_t end, int64_t dim, int64_t padded,
-          float scale, float* to, int64_t stride) {
+void Join(const float* sums, int64_t pieces, int64_t piece_stride, int64_t begin, int64_t end, int64_t dim,
+          int64_t padded, float scale, float* to, int64_t stride) {
   const F16 factor = Set(scale);
   for (int64_t r = begin; r < end; ++r) {
     float* row = to + r * stride;
     ForColumns(dim, [&](size_t c, auto part) CAIRN_LAMBDA {
-      F16 sum = Load(sums[0] + r * padded + c);
-      for (int64_t p = 1; p < pieces; ++p) sum = sum + Load(sums[p] + r * padded + c);
+      F16 sum = Load(sums + r * padded + c);
+      for (int64_t p = 1; p < pieces; ++p) sum = sum + Load(sums + p * piece_stride + r * padded + c);
       Store(sum * factor, row + c, part);
     });
   }
@@ -139,9 +139,9 @@ HWY_EXPORT(Join);
 void attention_backward_piece(const AttentionCall& call, const BackwardPiece& piece) {
   HWY_DYNAMIC_DISPATCH(BackwardPieceRun)(call, piece);
 }
-void attention_join(const float* const* sums, int64_t pieces, int64_t begin, int64_t end, int64_t dim, int64_t padded,
-                    float scale, float* to, int64_t stride) {
-  HWY_DYNAMIC_DISPATCH(Join)(sums, pieces, begin, end, dim, padded, scale, to, stride);
+void attention_join(const float* sums, int64_t pieces, int64_t piece_stride, int64_t begin, int64_t end, int64_t dim,
+                    int64_t padded, float scale, float* to, int64_t stride) {
+  HWY_DYNAMIC_DISPATCH(Join)(sums, pieces, piece_stride, begin, end, dim, padded, scale, to, stride);
 }
 
 }  // namespace cairn::kernels
