@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace cairn::kernels {
@@ -15,8 +16,10 @@ struct DropoutKey {
   int64_t first_row = 0;
 };
 
-// An element is dropped where its 32-bit word lies below this. Up to 2^32, where everything is dropped.
-inline uint64_t dropout_threshold(double p) { return static_cast<uint64_t>(std::llround(p * 4294967296.0)); }
+// An element is dropped where its 32-bit word lies below this.
+inline uint32_t dropout_threshold(double p) {
+  return static_cast<uint32_t>(std::clamp<int64_t>(std::llround(p * 4294967296.0), 0, 4294967295));
+}
 
 // x [N, D] contiguous, 0 <= p < 1: element (n, d) is kept with probability 1 - p and scaled by 1 / (1 - p). The same
 // function is its own backward pass. Element (n, d) belongs to word (d / 16) % 4 of block (first_row + n) * 2^32 + (d /

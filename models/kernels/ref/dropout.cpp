@@ -8,7 +8,7 @@ at::Tensor dropout_mask(int64_t rows, int64_t columns, double p, const DropoutKe
   const at::Tensor mask = at::empty({rows, columns}, at::kFloat);
   float* factor = mask.mutable_data_ptr<float>();
   const Philox random{key.seed, Purpose::dropout, key.stream};
-  const uint64_t threshold = dropout_threshold(p);
+  const uint32_t threshold = dropout_threshold(p);
   const float kept = static_cast<float>(1 / (1 - p));
   for (int64_t n = 0; n < rows; ++n) {
     for (int64_t d = 0; d < columns; ++d) {
