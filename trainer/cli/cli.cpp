@@ -1,4 +1,70 @@
 #include "trainer/cli/cli.h"
+
+#include <cstdio>
+
+#include "models/families/config_reader.h"
+#include "trainer/config/location.h"
+#include "trainer/environment.h"
+
 namespace cairn::cli {
-int run(int argc, char** argv) { auto t = at::randn({64, 64}); auto m = at::mm(t, t); return m.numel() > 0 ? 0 : 1; }
+namespace {
+
+struct Entry {
+  const char* name;
+  const char* help;
+  Verb verb;
+};
+
+constexpr Entry kVerbs[] = {
+    {"train", "start a run from a YAML file", train_verb},
+    {"resume", "go on from the last committed step of a run", resume_verb},
+    {"log", "the time line of a run", log_verb},
+    {"verify", "check digests and formats of a run, a checkpoint or a model", verify_verb},
+    {"eval", "how well a model predicts a text or given ids", eval_verb},
+    {"generate", "sample from a model", generate_verb},
+    {"chat", "talk with a model on the terminal (plain continuation)", chat_verb},
+    {"models", "the families there are", models_verb},
+    {"tokenizer", "train a tokenizer; encode and decode with one", tokenizer_verb},
+    {"data", "prepare shards; show the batch of a step; where a document was seen", data_verb},
+    {"bench", "measure this machine", bench_verb},
+};
+
+int fail(int status, const std::string& message) {
+  std::fprintf(stderr, "cairn: %s\n", message.c_str());
+  return status;
+}
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  prepare_process();
+  CLI::App app("Cairn trains language models in C++ and keeps every step of the run.", "cairn");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", "cairn 0.1.0");
+  std::map<std::string, Action> actions;
+  for (const Entry& entry : kVerbs) {
+    CLI::App* command = app.add_subcommand(entry.name, entry.help);
+    actions[entry.name] = entry.verb(*command);
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? 0 : 2;
+  }
+  try {
+    return actions.at(app.get_subcommands().front()->get_name())();
+  } catch (const UsageError& error) {
+    return fail(2, error.what());
+  } catch (const config::ConfigError& error) {
+    return fail(2, error.what());
+  } catch (const models::ConfigError& error) {
+    return fail(1, fmt::format("{}: {}", error.key, error.what()));
+  } catch (const std::invalid_argument& error) {
+    return fail(2, error.what());
+  } catch (const std::exception& error) {
+    return fail(1, error.what());
+  }
+}
+
 }  // namespace cairn::cli

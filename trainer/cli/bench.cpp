@@ -1,0 +1,38 @@
+#include "trainer/bench/train.h"
+#include "trainer/cli/cli.h"
+#include "trainer/environment.h"
+
+namespace cairn::cli {
+
+Action bench_verb(CLI::App& command) {
+  struct Options {
+    bench::TrainBenchOptions train;
+    int threads = 0;
+    bool json = false;
+  };
+  auto o = std::make_shared<Options>();
+  auto chosen = std::make_shared<std::function<nlohmann::ordered_json()>>();
+  command.require_subcommand(1);
+  CLI::App* t = command.add_subcommand("train", "the training step on random tokens, beside the bare products of the same step");
+  t->add_option("--size", o->train.size, "4m, 14m, 135m (default 4m)");
+  t->add_option("--steps", o->train.steps, "steps that count (default 5)");
+  t->add_option("--lanes", o->train.lanes, "default 1");
+  t->add_option("--micro-batches", o->train.micro_batches, "a lane (default 1)");
+  t->add_option("--precision", o->train.precision, "float32, bf16-mixed, bf16");
+  t->add_option("--threads", o->threads, "default: all");
+  t->add_flag("!--no-ceiling", o->train.ceiling, "leave the bare products out");
+  t->add_flag("--json", o->json, "one line of JSON");
+  t->callback([o, chosen] { *chosen = [o] { return bench::bench_train(o->train); }; });
+  return [o, chosen] {
+    set_threads(o->threads);
+    const auto result = (*chosen)();
+    if (o->json) {
+      fmt::print("{}\n", result.dump());
+    } else {
+      for (const auto& [key, value] : result.items()) fmt::print("{:<24} {}\n", key, value.dump());
+    }
+    return 0;
+  };
+}
+
+}  // namespace cairn::cli

@@ -1,0 +1,79 @@
+#include "trainer/evaluate.h"
+
+#include <fstream>
+
+#include "checkpoints/file.h"
+#include "trainer/cli/cli.h"
+#include "trainer/environment.h"
+#include "trainer/model_io.h"
+#include "trainer/run_files.h"
+
+namespace cairn::cli {
+namespace {
+
+// One JSON array of ids a line -> the array of log-probabilities of ids 1, 2, ...
+void evaluate_ids(const models::Decoder& model, const std::string& ids_file, const std::string& out_file) {
+  std::ifstream in(ids_file);
+  if (!in) throw std::runtime_error(fmt::format("{}: cannot be read", ids_file));
+  std::string text, line;
+  for (int64_t number = 1; std::getline(in, line); ++number) {
+    std::vector<int32_t> ids;
+    try {
+      ids = nlohmann::json::parse(line).get<std::vector<int32_t>>();
+    } catch (const nlohmann::json::exception&) {
+      throw std::runtime_error(fmt::format("{}:{}: expected one JSON array of token ids a line", ids_file, number));
+    }
+    std::vector<float> logprobs;
+    try {
+      logprobs = log_probabilities(model, ids);
+    } catch (const std::invalid_argument& error) {
+      throw std::runtime_error(fmt::format("{}:{}: {}", ids_file, number, error.what()));
+    }
+    text += '[';
+    for (size_t i = 0; i < logprobs.size(); ++i) text += fmt::format("{}{:.9g}", i ? ", " : "", logprobs[i]);
+    text += "]\n";
+  }
+  checkpoints::replace_file(out_file, text);
+}
+
+}  // namespace
+
+Action eval_verb(CLI::App& command) {
+  struct Options {
+    std::string model, text, ids, logprobs;
+    int64_t context = 0, stride = 0;
+    int threads = 0;
+    bool json = false;
+  };
+  auto o = std::make_shared<Options>();
+  command.add_option("model", o->model, "a Hugging Face folder, RUN, or RUN@STEP")->required();
+  command.add_option("--text", o->text, "a text file: tokens, nll, bits_per_byte");
+  command.add_option("--ids", o->ids, "a file with one JSON array of token ids a line");
+  command.add_option("--logprobs", o->logprobs, "with --ids: where log p(id[i] | ids before i), i >= 1, go");
+  command.add_option("--context", o->context, "tokens of a window (default: the model's, at most 2048)");
+  command.add_option("--stride", o->stride, "distance of the windows' starts (default: the context)");
+  command.add_option("--threads", o->threads, "default: all");
+  command.add_flag("--json", o->json, "{\"tokens\", \"nll\", \"bits_per_byte\"}");
+  return [o] {
+    if (o->text.empty() == o->ids.empty()) throw UsageError("eval: expected either --text FILE or --ids FILE --logprobs OUT");
+    if (!o->ids.empty() && o->logprobs.empty()) throw UsageError("eval: --ids needs --logprobs OUT");
+    set_threads(o->threads);
+    const auto folder = model_folder(o->model);
+    const auto model = load_model(folder.string());
+    if (!o->ids.empty()) {
+      evaluate_ids(*model, o->ids, o->logprobs);
+      return 0;
+    }
+    const auto tokenizer = data::Tokenizer::from_file(folder.string());
+    const int64_t context = o->context ? o->context : std::min<int64_t>(2048, model->config().max_position_embeddings);
+    const Evaluation e = evaluate_text(*model, *tokenizer, checkpoints::read_file(o->text), context, o->stride ? o->stride : context);
+    if (o->json) {
+      fmt::print("{}\n", nlohmann::ordered_json{{"tokens", e.tokens}, {"nll", e.nll}, {"bits_per_byte", e.bits_per_byte}}.dump());
+    } else {
+      fmt::print("{} tokens: {:.4f} nats a token (perplexity {:.2f}), {:.4f} bits a byte\n", e.tokens, e.nll, std::exp(e.nll), e.bits_per_byte);
+    }
+    return 0;
+  };
+}
+
+}  // namespace cairn::cli

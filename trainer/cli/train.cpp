@@ -1,0 +1,113 @@
+#include "trainer/train.h"
+
+#include <cstdio>
+#include <ctime>
+#include <filesystem>
+
+#include "trainer/cli/cli.h"
+#include "trainer/console.h"
+#include "trainer/environment.h"
+
+namespace cairn::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+// runs/NAME-20261122-154500, so that a user who names no folder still gets one of his own.
+std::string default_run(const std::string& config_file) {
+  std::time_t now = std::time(nullptr);
+  char stamp[32];
+  std::strftime(stamp, sizeof stamp, "%Y%m%d-%H%M%S", std::localtime(&now));
+  return fmt::format("runs/{}-{}", fs::path(config_file).stem().string(), stamp);
+}
+
+void print_report(const TrainReport& report, const std::string& run) {
+  const nlohmann::ordered_json json{{"run", run}, {"step", report.step}, {"loss", report.loss}, {"stopped_by", report.stopped_by}};
+  std::printf("%s\n", json.dump().c_str());
+}
+
+// A run that stopped because of what it computed has failed; one that was asked to stop has not.
+int status_of(const TrainReport& report) { return report.stopped_by == "nonfinite" || report.stopped_by == "spike" ? 1 : 0; }
+
+// Runs `body` as a rank: the others learn why this one stopped.
+template <class Body>
+int as_rank(int threads, Body body) {
+  auto world = parallel::World::join();
+  set_threads(threads, parallel::read_launch().local_size);
+  try {
+    const int status = body(*world);
+    world->leave();
+    return status;
+  } catch (const std::exception& error) {
+    world->leave(error.what());
+    throw;
+  }
+}
+
+}  // namespace
+
+Action train_verb(CLI::App& command) {
+  struct Options {
+    std::string config, run;
+    std::vector<std::string> overrides;
+    bool dry_run = false, json = false, keys = false;
+  };
+  auto o = std::make_shared<Options>();
+  command.add_option("config", o->config, "run file (YAML), and after it settings as key=value")->required();
+  command.add_option("overrides", o->overrides, "optim.lr=1e-3 train.steps=100 ...");
+  command.add_option("--run", o->run, "the run's folder (default: runs/NAME-TIME)");
+  command.add_flag("--dry-run", o->dry_run, "print parameters, memory, disk and time, and stop");
+  command.add_flag("--json", o->json, "one line of JSON at the end instead of progress");
+  command.footer("Every key of a run file: cairn train --dry-run FILE writes none; see run.yaml of any run for all keys with their values.");
+  return [o] {
+    const config::RunConfig config = config::load(o->config, o->overrides);
+    if (o->dry_run) {
+      set_threads(config.train.threads);
+      const auto report = dry_run(config);
+      if (o->json) {
+        std::printf("%s\n", report.dump().c_str());
+      } else {
+        fmt::print("parameters       {}\n", count(report.at("parameters").get<double>()));
+        fmt::print("memory           about {:.2f} GiB\n", report.at("memory_bytes").get<double>() / (1 << 30));
+        fmt::print("training tokens  {}\n", count(report.at("train_tokens").get<double>()));
+        fmt::print("tokens a step    {}\n", report.at("tokens_per_step").get<int64_t>());
+        if (report.contains("steps")) {
+          fmt::print("steps            {} ({:.2f} epochs)\n", report.at("steps").get<int64_t>(), report.at("epochs").get<double>());
+          fmt::print("checkpoints      {}, {:.2f} GiB on disk\n", report.at("checkpoints").get<int64_t>(), report.at("disk_bytes").get<double>() / (1 << 30));
+          fmt::print("time             about {} (products at 70% of this machine's peak)\n", duration(report.at("seconds").get<double>()));
+        }
+      }
+      return 0;
+    }
+    return as_rank(config.train.threads, [&](parallel::World& world) {
+      // Every rank needs the same folder; the first one names it.
+      const std::string run = world.broadcast(o->run.empty() ? default_run(o->config) : o->run);
+      const TrainReport report = start_run(config, run, world, o->json);
+      if (o->json && world.is_first()) print_report(report, run);
+      return status_of(report);
+    });
+  };
+}
+
+Action resume_verb(CLI::App& command) {
+  struct Options {
+    std::string run;
+    bool json = false;
+    int threads = 0;
+  };
+  auto o = std::make_shared<Options>();
+  command.add_option("run", o->run, "the run's folder")->required();
+  command.add_option("--threads", o->threads, "threads a rank (default: what run.yaml says); changes no bit on the CPU");
+  command.add_flag("--json", o->json, "one line of JSON at the end instead of progress");
+  return [o] {
+    if (!fs::exists(fs::path(o->run) / "run.yaml")) throw UsageError(fmt::format("{}: no run here (no run.yaml)", o->run));
+    const int threads = o->threads > 0 ? o->threads : config::load(fs::path(o->run) / "run.yaml").train.threads;
+    return as_rank(threads, [&](parallel::World& world) {
+      const TrainReport report = resume_run(o->run, world, o->json);
+      if (o->json && world.is_first()) print_report(report, o->run);
+      return status_of(report);
+    });
+  };
+}
+
+}  // namespace cairn::cli

@@ -1,0 +1,86 @@
+#include "trainer/environment.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <malloc.h>
+#include <sys/resource.h>
+#include <torch/headeronly/version.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <thread>
+
+namespace cairn {
+namespace {
+
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  std::string line, model, family, number;
+  while (std::getline(info, line) && !line.empty()) {
+    const auto colon = line.find(": ");
+    if (colon == std::string::npos) continue;
+    if (line.starts_with("model name")) model = line.substr(colon + 2);
+    if (line.starts_with("cpu family")) family = line.substr(colon + 2);
+    if (line.starts_with("model\t")) number = line.substr(colon + 2);
+  }
+  return fmt::format("{} (family {}, model {})", model, family, number);
+}
+
+bool has_avx512() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"); }
+
+}  // namespace
+
+void prepare_process() {
+  setenv("MKL_CBWR", has_avx512() ? "AVX512,STRICT" : "AVX2,STRICT", 0);
+  // Activations come and go with every micro-batch: without this each would be mapped, faulted in and unmapped again.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, -1);
+  mallopt(M_TOP_PAD, 64 << 20);
+}
+
+int set_threads(int threads, int local_ranks) {
+  if (threads <= 0) {
+    const char* wanted = std::getenv("OMP_NUM_THREADS");
+    threads = wanted ? std::atoi(wanted) : static_cast<int>(std::thread::hardware_concurrency()) / std::max(1, local_ranks);
+  }
+  threads = std::max(1, threads);
+  at::set_num_threads(threads);
+  return threads;
+}
+
+nlohmann::ordered_json build_info() {
+  return {{"program", "cairn 0.1.0"},
+          {"compiler", fmt::format("gcc {}", __VERSION__)},
+          {"torch", TORCH_VERSION},
+          {"mkl", at::get_mkl_version()},
+          {"processor", processor_name()},
+          {"vectors", has_avx512() ? "avx512" : "avx2"},
+          {"mkl_cbwr", std::getenv("MKL_CBWR") ? std::getenv("MKL_CBWR") : ""},
+          {"aten_cpu_capability", at::get_cpu_capability()},
+          {"threads", at::get_num_threads()}};
+}
+
+double sgemm_peak_gflops(double seconds) {
+  at::NoGradGuard no_grad;
+  const int64_t n = 1024;
+  const at::Tensor a = at::ones({n, n}), b = at::ones({n, n});
+  at::Tensor c = at::mm(a, b);
+  const auto start = std::chrono::steady_clock::now();
+  int64_t count = 0;
+  double elapsed = 0;
+  do {
+    at::mm_out(c, a, b);
+    ++count;
+    elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  } while (elapsed < seconds);
+  return 2.0 * n * n * n * count / elapsed / 1e9;
+}
+
+double peak_rss_mib() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss / 1024.0;
+}
+
+}  // namespace cairn

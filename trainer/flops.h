@@ -1,0 +1,21 @@
+// How much arithmetic a training step is.
+#pragma once
+
+#include "models/decoder.h"
+
+namespace cairn {
+
+// Floating-point operations of one step over `tokens` tokens in sequences of `context`: 6 for each weight of a product and token (2 forward, 4
+// backward), and 12 · width · context / 2 a token and block for the causal half of attention.
+inline double step_flops(const models::Decoder& model, int64_t tokens, int64_t context) {
+  double weights = 0, attention = 0;
+  for (const auto& parameter : model.parameters().all()) {
+    const bool product = parameter.role == models::Role::matrix || parameter.role == models::Role::head ||
+                         (parameter.name == "model.embed_tokens.weight" && model.config().tie_word_embeddings);
+    if (product) weights += static_cast<double>(parameter.numel());
+  }
+  for (const auto& block : model.config().blocks) attention += 6.0 * block.attention.num_attention_heads * block.attention.head_dim * context;
+  return tokens * (6 * weights + attention);
+}
+
+}  // namespace cairn

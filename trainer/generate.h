@@ -1,0 +1,50 @@
+// Sampling from a model, one sequence, with a key/value cache.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "models/decoder.h"
+#include "trainer/data/tokenizer/tokenizer.h"
+
+namespace cairn {
+
+struct SamplingOptions {
+  int64_t max_tokens = 128;
+  double temperature = 1.0;  // 0: greedy
+  int64_t top_k = 0;         // 0: off
+  double top_p = 1.0;        // smallest set of tokens of at least this mass
+  double min_p = 0;          // tokens below min_p times the largest probability are left out
+  uint64_t seed = 0;
+  std::vector<std::string> stop;  // text after which to stop; cut from the text
+  bool stop_at_eos = true;
+};
+
+struct Generation {
+  std::vector<int32_t> ids;      // the new tokens
+  std::vector<float> logprobs;   // of softmax(logits / temperature) before top-k, top-p, min-p; greedy: temperature 1
+  std::string text;
+  std::string finish_reason;     // eos, stop, length
+};
+
+// Throws std::invalid_argument for options out of range and for a prompt that leaves no room in the model's context.
+void check(const SamplingOptions& options);
+
+class Generator {
+ public:
+  // Keeps references to both.
+  Generator(const models::Decoder& model, const data::Tokenizer& tokenizer) : model_(model), tokenizer_(tokenizer) {}
+
+  // `on_text` receives the text as it grows. The draw of a token is a function of (seed, position) alone.
+  Generation run(const std::vector<int32_t>& prompt, const SamplingOptions& options, const std::function<void(std::string_view)>& on_text = {}) const;
+
+ private:
+  const models::Decoder& model_;
+  const data::Tokenizer& tokenizer_;
+};
+
+// The token drawn from logits [V] with a uniform number in [0, 1), and its log-probability as Generation defines it.
+std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options, double uniform);
+
+}  // namespace cairn

@@ -1,0 +1,154 @@
+#include "trainer/setup.h"
+
+#include "models/families/family.h"
+#include "trainer/data/prepare.h"
+
+namespace cairn {
+namespace {
+
+data::SourceOptions source_options(const config::SourceOptions& source) {
+  return {.name = source.name, .text = source.text, .separator = source.separator, .jsonl = source.jsonl, .field = source.field,
+          .shards = source.shards, .dtype = source.dtype, .weight = source.weight};
+}
+
+data::DataOptions data_options(const config::DataOptions& from) {
+  data::DataOptions to;
+  for (const auto& source : from.train) to.train.push_back(source_options(source));
+  for (const auto& source : from.validation) to.validation.push_back(source_options(source));
+  to.validation_fraction = from.validation_fraction;
+  to.context = from.context;
+  to.mask_documents = from.mask_documents;
+  to.cache = from.cache;
+  return to;
+}
+
+optim::ScheduleOptions schedule_options(const config::ScheduleOptions& from) {
+  return {.name = from.name, .warmup = from.warmup, .decay = from.decay, .final = from.final};
+}
+
+// Steps of the stage's schedule; the run's length where the stage has no schedule of its own.
+std::optional<int64_t> schedule_length(const config::Stage& stage, std::optional<int64_t> last) {
+  if (stage.schedule_steps) return stage.schedule_steps;
+  return last ? std::optional<int64_t>(*last - stage.schedule_first) : std::nullopt;
+}
+
+}  // namespace
+
+TokenizerPtr make_tokenizer(const config::RunConfig& config) {
+  const auto& options = config.data.tokenizer;
+  if (options.bytes) return data::Tokenizer::bytes();
+  if (options.file) return data::Tokenizer::from_file(*options.file);
+  if (options.train) {
+    const auto& sources = config.stages.at(0).data.train;
+    std::vector<std::string> texts;
+    for (const auto& source : sources) {
+      if (!source.shards.empty()) config.fail("data.tokenizer.train", fmt::format("source '{}' holds ids, not text: give the tokenizer that made them (data.tokenizer.file)", source.name));
+      data::read_documents(source_options(source), config.data.validation_fraction, [&](std::string_view text) {
+        texts.emplace_back(text);
+        return true;
+      });
+    }
+    return data::train_bpe({texts.begin(), texts.end()}, {.vocab_size = options.train->vocab_size});
+  }
+  if (config.model.from) return data::Tokenizer::from_file(*config.model.from);
+  config.fail("data.tokenizer", "is missing: expected train, file or bytes");
+}
+
+models::DecoderConfig make_decoder_config(const config::RunConfig& config, const data::Tokenizer& tokenizer) {
+  config::Json section = config.model.config;
+  const bool has_vocabulary = section.contains("vocab_size") && !section.at("vocab_size").is_null();
+  if (!has_vocabulary) section["vocab_size"] = tokenizer.vocab_size();
+  if (tokenizer.eos_id() && !section.contains("eos_token_id")) section["eos_token_id"] = *tokenizer.eos_id();
+  if (tokenizer.bos_id() && !section.contains("bos_token_id")) section["bos_token_id"] = *tokenizer.bos_id();
+  section["dropout"] = config.model.dropout;
+  section["init"] = {{"name", config.model.init.name}};
+  if (config.model.init.std) section["initializer_range"] = *config.model.init.std;
+  try {
+    models::DecoderConfig decoder = models::decoder_config(section, true);
+    if (decoder.vocab_size < tokenizer.vocab_size()) {
+      config.fail("model.vocab_size", fmt::format("found {}, expected at least {}: the tokenizer has ids up to {}", decoder.vocab_size, tokenizer.vocab_size(), tokenizer.vocab_size() - 1));
+    }
+    for (const auto& stage : config.stages) {
+      if (stage.data.context > decoder.max_position_embeddings) {
+        config.fail("data.context", fmt::format("found {}, expected at most max_position_embeddings of the model ({})", stage.data.context, decoder.max_position_embeddings));
+      }
+    }
+    return decoder;
+  } catch (const models::ConfigError& error) {
+    config.fail("model." + error.key, error.what());
+  }
+}
+
+std::unique_ptr<data::Dataset> make_dataset(const config::RunConfig& config, TokenizerPtr tokenizer, const data::ProgressCallback& progress) {
+  std::vector<data::StageData> stages;
+  for (const auto& stage : config.stages) stages.push_back({.data = data_options(stage.data), .batch = stage.train.batch, .steps = config.staged ? stage.steps.value_or(0) : 0});
+  return std::make_unique<data::Dataset>(std::move(stages), std::move(tokenizer), config.seed.data, progress);
+}
+
+std::optional<int64_t> last_step(const config::RunConfig& config, const data::Dataset& data) {
+  std::optional<int64_t> last = config.total_steps();
+  if (config.train.epochs) {
+    const int64_t steps = std::max<int64_t>(1, data.steps_of_epochs(*config.train.epochs));
+    last = last ? std::min(*last, steps) : steps;
+  }
+  return last;
+}
+
+void check_schedules(const config::RunConfig& config, std::optional<int64_t> last) {
+  for (const auto& stage : config.stages) {
+    const auto length = schedule_length(stage, last);
+    const std::string& name = stage.optim.schedule.name;
+    if (!length) {
+      if (name != "constant" && name != "inverse_sqrt") {
+        config.fail("optim.schedule.name", fmt::format("'{}' needs to know where the run ends: give train.steps, tokens or epochs besides minutes", name));
+      }
+      continue;
+    }
+    try {
+      optim::check_schedule(schedule_options(stage.optim.schedule), *length);
+    } catch (const std::invalid_argument& error) {
+      config.fail("optim.schedule", error.what());
+    }
+  }
+}
+
+optim::OptimizerOptions optimizer_options(const config::Stage& stage) {
+  const auto& from = stage.optim;
+  optim::OptimizerOptions to = optim::defaults(from.name);
+  to.lr = from.lr;
+  to.betas = {from.betas[0], from.betas[1]};
+  to.eps = from.eps;
+  to.weight_decay = from.weight_decay;
+  to.decay_roles = from.decay_roles;
+  to.momentum = from.momentum;
+  to.nesterov = from.nesterov;
+  to.ns_steps = from.ns_steps;
+  to.adjust_lr_fn = from.adjust_lr_fn;
+  to.adamw_lr_factor = from.adamw_lr ? *from.adamw_lr / from.lr : 1.0;
+  to.reference = stage.train.kernels == "reference";
+  return to;
+}
+
+double learning_rate(const config::Stage& stage, int64_t step, std::optional<int64_t> last) {
+  const int64_t length = schedule_length(stage, last).value_or(INT64_MAX);
+  return stage.optim.lr * optim::schedule_multiplier(schedule_options(stage.optim.schedule), step - stage.schedule_first, length);
+}
+
+StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step, std::optional<int64_t> last) {
+  return {.batch = stage.train.batch,
+          .micro_batch = stage.train.micro_batch,
+          .lanes = stage.train.lanes,
+          .lr = learning_rate(stage, step, last),
+          .clip = stage.optim.clip,
+          .z_loss = stage.optim.z_loss,
+          .dropout = config.model.dropout,
+          .dropout_seed = config.seed.dropout,
+          .products = product_type(stage.train.precision),
+          .reference = stage.train.kernels == "reference",
+          .skip_nonfinite = stage.train.on_nonfinite == "skip"};
+}
+
+at::ScalarType weight_type(const std::string& precision) { return precision == "bf16" ? at::kBFloat16 : at::kFloat; }
+at::ScalarType product_type(const std::string& precision) { return precision == "float32" ? at::kFloat : at::kBFloat16; }
+
+}  // namespace cairn

@@ -1,0 +1,44 @@
+// From a RunConfig to what the loop works with: tokenizer, model, data, optimizer settings.
+#pragma once
+
+#include <memory>
+
+#include "models/decoder_config.h"
+#include "optim/optimizer.h"
+#include "optim/schedule.h"
+#include "trainer/config/run_config.h"
+#include "trainer/data/dataset.h"
+#include "trainer/data/tokenizer/tokenizer.h"
+#include "trainer/step.h"
+
+namespace cairn {
+
+using TokenizerPtr = std::shared_ptr<const data::Tokenizer>;
+
+// The tokenizer that `data.tokenizer` describes; one that is trained sees the training part of the first stage's sources.
+TokenizerPtr make_tokenizer(const config::RunConfig& config);
+
+// The decoder of the `model` section. vocab_size is the tokenizer's where the section has none. A mistake ends in
+// config::ConfigError with file, line and key.
+models::DecoderConfig make_decoder_config(const config::RunConfig& config, const data::Tokenizer& tokenizer);
+
+// The data of all stages, opened. `steps` of the last stage may be unknown (-1).
+std::unique_ptr<data::Dataset> make_dataset(const config::RunConfig& config, TokenizerPtr tokenizer, const data::ProgressCallback& progress);
+
+// The number of the last step; empty where only the clock ends the run.
+std::optional<int64_t> last_step(const config::RunConfig& config, const data::Dataset& data);
+
+// Checks what hangs on the length of the run (warm-up and decay fit); throws config::ConfigError.
+void check_schedules(const config::RunConfig& config, std::optional<int64_t> last);
+
+optim::OptimizerOptions optimizer_options(const config::Stage& stage);
+// Learning rate of step n of the run.
+double learning_rate(const config::Stage& stage, int64_t step, std::optional<int64_t> last);
+// Everything train_step wants for step n, but for the spike threshold, which hangs on the losses before.
+StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step, std::optional<int64_t> last);
+
+// float32 and bf16-mixed keep float32 weights.
+at::ScalarType weight_type(const std::string& precision);
+at::ScalarType product_type(const std::string& precision);
+
+}  // namespace cairn

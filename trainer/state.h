@@ -1,0 +1,80 @@
+// The state of a run (law 1): parameters, optimizer, moving average. state[n] = step(state[n - 1], n, config).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "checkpoints/digest.h"
+#include "checkpoints/tensor.h"
+#include "models/decoder.h"
+#include "optim/ema.h"
+#include "optim/optimizer.h"
+#include "trainer/parallel/gradients.h"
+#include "trainer/parallel/lane_tree.h"
+#include "trainer/parallel/world.h"
+
+namespace cairn {
+
+// A tensor of the state under the name that the digest and the checkpoint use. A rank that holds a piece of it (ZeRO-1) says
+// where the piece begins in the whole.
+struct StateTensor {
+  std::string name;
+  at::Tensor tensor;
+  int64_t first_index = 0;
+};
+
+class State {
+ public:
+  // Weights are uninitialised; the model is on the CPU. `zero`: 1 shards the optimizer over the ranks of `world`.
+  State(models::DecoderConfig config, at::ScalarType dtype, parallel::World& world, int lanes, int zero);
+
+  // Makes the optimizer (and the moving average, where ema > 0) of a stage; moments of the same name carry over.
+  void set_optimizer(const optim::OptimizerOptions& options, double ema);
+
+  models::Decoder& model() { return *model_; }
+  const models::Decoder& model() const { return *model_; }
+  optim::Optimizer& optimizer() { return *optimizer_; }
+  optim::Ema* ema() { return ema_ ? &*ema_ : nullptr; }
+  parallel::LaneTree& lanes() { return *lane_tree_; }
+  parallel::Reducer& reducer() { return *reducer_; }
+  parallel::World& world() { return world_; }
+
+  // Called after each micro-batch: brings bfloat16 gradients to the float32 sums; nothing to do for float32 weights.
+  void collect_gradients();
+  // Gradients are zero for the next step; `updated`: the optimizer has been over them and left zeros where it could.
+  void clear_gradients(bool updated);
+  // ZeRO-1: hands every rank's updated weights to all.
+  void gather_weights();
+
+  // Of the whole state, over all ranks: every rank gets the same. Collective.
+  checkpoints::Digest digest();
+  // Everything besides the weights, whole, for a checkpoint: {"optimizer.<name>", "ema.<name>"}. Collective with ZeRO-1.
+  std::vector<StateTensor> extras();
+  // Fills what extras() lists from `read(name)`; throws std::runtime_error naming a tensor that is missing or of another shape.
+  void load_extras(const std::function<at::Tensor(const std::string&)>& read);
+
+  int64_t step = 0;  // n of state[n]
+
+ private:
+  std::vector<optim::Parameter> owned_parameters(bool whole);
+
+  parallel::World& world_;
+  int zero_;
+  std::unique_ptr<models::Decoder> model_;
+  at::Tensor gradient_;       // float32 [flat]
+  at::Tensor leaf_gradient_;  // what autograd adds into: gradient_ itself, or its bfloat16 twin
+  std::unique_ptr<parallel::LaneTree> lane_tree_;
+  std::unique_ptr<parallel::Reducer> reducer_;
+  std::unique_ptr<optim::Optimizer> optimizer_;
+  std::optional<optim::Ema> ema_;
+};
+
+// A contiguous CPU tensor as the checkpoints folder sees it.
+checkpoints::TensorView view_of(const std::string& name, const at::Tensor& tensor);
+// A copy of a view's bytes.
+at::Tensor tensor_of(const checkpoints::TensorView& view);
+
+}  // namespace cairn

@@ -1,0 +1,106 @@
+#include "trainer/step.h"
+
+#include "optim/norm.h"
+
+namespace cairn {
+namespace {
+
+at::Tensor int_tensor(const std::vector<int32_t>& values) {
+  at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::kInt);
+  std::copy(values.begin(), values.end(), tensor.data_ptr<int32_t>());
+  return tensor;
+}
+
+// In the last micro-batch of a rank's last lane a block's gradients are final when the backward pass leaves it: they are
+// joined with the other lanes and go on their way to the other ranks while the pass goes on.
+class LastBackward : public models::Seams {
+ public:
+  explicit LastBackward(State& state) : state_(state) {
+    for (const auto& parameter : state.model().parameters().all()) {
+      if (parameter.role != models::Role::matrix || !parameter.name.starts_with("model.layers.")) continue;
+      const size_t block = std::stoul(parameter.name.substr(13));
+      if (ranges_.size() <= block) ranges_.resize(block + 1, {INT64_MAX, 0});
+      ranges_[block].first = std::min(ranges_[block].first, parameter.offset);
+      ranges_[block].second = std::max(ranges_[block].second, parameter.offset + parameter.numel());
+    }
+  }
+  void after_backward(int64_t block) const override {
+    if (block < 0 || block >= static_cast<int64_t>(ranges_.size())) return;
+    const auto [begin, end] = ranges_[block];
+    state_.lanes().join(begin, end - begin);
+    state_.reducer().ready(begin, end - begin);
+  }
+
+ private:
+  State& state_;
+  std::vector<std::pair<int64_t, int64_t>> ranges_;  // of each block's matrices in the flat buffer
+};
+
+}  // namespace
+
+ModelInput model_input(const data::Batch& batch) {
+  ModelInput input{.ids = int_tensor(batch.inputs), .targets = int_tensor(batch.targets)};
+  input.pass.batch = batch.rows;
+  input.pass.length = batch.context;
+  input.pass.positions = int_tensor(batch.positions);
+  // One document a row needs no segments.
+  if (std::any_of(batch.segments.begin(), batch.segments.end(), [](int32_t s) { return s != 0; })) input.pass.segments = int_tensor(batch.segments);
+  return input;
+}
+
+StepData step_data(const data::Dataset& data, int64_t n) {
+  return {.context = data.context(n), .targets = data.batch(n).target_count(), .rows = [&data, n](int64_t first, int64_t count) { return data.batch_rows(n, first, count); }};
+}
+
+StepResult train_step(State& state, const StepData& data, const StepSettings& settings) {
+  parallel::World& world = state.world();
+  const int64_t n = state.step + 1, lane_rows = settings.batch / settings.lanes, local_lanes = settings.lanes / world.size;
+  const double targets = static_cast<double>(data.targets);
+  const LastBackward last_backward(state);
+  const bool overlapped = state.model().parameters().flat().scalar_type() == at::kFloat && world.size > 1;
+
+  std::vector<double> sums;  // [local lanes][nll, z, correct]
+  state.reducer().begin();
+  for (int64_t lane = 0; lane < local_lanes; ++lane) {
+    std::array<double, 3> sum{};
+    const int64_t first = (world.rank * local_lanes + lane) * lane_rows;
+    for (int64_t row = 0; row < lane_rows; row += settings.micro_batch) {
+      const int64_t rows = std::min(settings.micro_batch, lane_rows - row);
+      const data::Batch batch = data.rows(first + row, rows);
+      ModelInput input = model_input(batch);
+      input.pass.products = settings.products;
+      input.pass.reference = settings.reference;
+      input.pass.dropout = settings.dropout;
+      input.pass.dropout_seed = settings.dropout_seed;
+      input.pass.step = n;
+      input.pass.first_row = (first + row) * batch.context;
+      if (overlapped && lane + 1 == local_lanes && row + rows == lane_rows) input.pass.seams = &last_backward;
+      const models::Loss loss = state.model().loss(input.ids, input.targets, input.pass, 1 / targets, settings.z_loss, true);
+      sum[0] += loss.nll, sum[1] += loss.z, sum[2] += static_cast<double>(loss.correct);
+      state.collect_gradients();
+    }
+    sums.insert(sums.end(), sum.begin(), sum.end());
+    if (lane + 1 < local_lanes) state.lanes().next_lane();
+  }
+  state.lanes().finish();
+  state.reducer().finish();
+
+  const std::vector<double> total = world.sum_lanes(sums, 3);
+  StepResult result{.loss = total[0] / targets, .z_loss = settings.z_loss * total[1] / targets, .accuracy = total[2] / targets};
+  result.grad_norm = state.reducer().norm();
+  result.tokens = settings.batch * data.context;
+  result.targets = data.targets;
+  result.finite = std::isfinite(result.grad_norm) && std::isfinite(result.loss);
+  const bool spike = settings.skip_loss_above > 0 && result.loss > settings.skip_loss_above;
+  result.updated = result.finite && !spike;
+  if (result.updated) {
+    state.optimizer().step(settings.lr, optim::clip_coefficient(result.grad_norm, settings.clip));
+    state.gather_weights();
+    if (state.ema()) state.ema()->update();
+  }
+  state.clear_gradients(result.updated);
+  state.step = n;
+  return result;
+}
+
+}  // namespace cairn

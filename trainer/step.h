@@ -1,0 +1,56 @@
+// One optimizer step as a pure function of (state, n, data, settings).
+#pragma once
+
+#include <functional>
+
+#include "trainer/data/dataset.h"
+#include "trainer/state.h"
+
+namespace cairn {
+
+struct StepSettings {
+  int64_t batch = 32;        // sequences of the step, over all ranks
+  int64_t micro_batch = 8;   // sequences at once
+  int lanes = 4;             // over all ranks
+  double lr = 1e-3;          // of this step
+  double clip = 1.0;         // 0: off
+  double z_loss = 0;
+  double dropout = 0;
+  uint64_t dropout_seed = 0;
+  at::ScalarType products = at::kFloat;
+  bool reference = false;    // plain twins instead of kernels
+  bool skip_nonfinite = false;
+  double skip_loss_above = 0;  // 0: off; else a step whose loss is higher leaves the state as it was
+};
+
+struct StepResult {
+  double loss = 0;       // nats a target token, over the whole batch
+  double z_loss = 0;     // mean of log^2 Z times its coefficient
+  double accuracy = 0;   // share of target tokens that were the argmax
+  double grad_norm = 0;  // before clipping
+  int64_t tokens = 0;    // inputs of the whole batch
+  int64_t targets = 0;
+  bool finite = true;
+  bool updated = true;   // false: the update was skipped
+};
+
+// Where a step's sequences come from: any slice of the batch, and what is known of all of it.
+struct StepData {
+  int64_t context = 0;
+  int64_t targets = 0;  // target tokens of the whole batch: every gradient is divided by it once
+  std::function<data::Batch(int64_t first, int64_t count)> rows;
+};
+// The batch of step n.
+StepData step_data(const data::Dataset& data, int64_t n);
+
+// Turns state n-1 into state n, n = state.step + 1. Collective over the ranks of the state's world.
+StepResult train_step(State& state, const StepData& data, const StepSettings& settings);
+
+// What a model needs to know of rows of a batch. The tensors copy the batch's numbers.
+struct ModelInput {
+  at::Tensor ids, targets;  // int32 [N]
+  models::Pass pass;
+};
+ModelInput model_input(const data::Batch& batch);
+
+}  // namespace cairn

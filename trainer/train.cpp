@@ -1,0 +1,437 @@
+#include "trainer/train.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <deque>
+
+#include "checkpoints/journal.h"
+#include "checkpoints/store.h"
+#include "trainer/console.h"
+#include "trainer/environment.h"
+#include "trainer/evaluate.h"
+#include "trainer/flops.h"
+#include "trainer/generate.h"
+#include "trainer/metrics/tensorboard.h"
+#include "trainer/model_io.h"
+#include "trainer/run_files.h"
+#include "trainer/setup.h"
+#include "trainer/step.h"
+
+namespace cairn {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::ordered_json;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// SIGINT, SIGTERM: finish the step, commit, exit 0. SIGUSR1: commit and go on. Handlers only note what came.
+volatile sig_atomic_t g_stop = 0, g_save = 0;
+
+class Signals {
+ public:
+  Signals() {
+    g_stop = g_save = 0;
+    struct sigaction stop {};
+    stop.sa_handler = [](int) { g_stop = 1; };
+    struct sigaction save {};
+    save.sa_handler = [](int) { g_save = 1; };
+    sigaction(SIGINT, &stop, &old_[0]);
+    sigaction(SIGTERM, &stop, &old_[1]);
+    sigaction(SIGUSR1, &save, &old_[2]);
+  }
+  ~Signals() {
+    sigaction(SIGINT, &old_[0], nullptr);
+    sigaction(SIGTERM, &old_[1], nullptr);
+    sigaction(SIGUSR1, &old_[2], nullptr);
+  }
+
+ private:
+  struct sigaction old_[3];
+};
+
+checkpoints::Schedule checkpoint_schedule(const config::CheckpointOptions& options) {
+  return {.every = options.every,
+          .log_spaced = options.log_spaced ? checkpoints::Spacing::doubling : checkpoints::Spacing::none,
+          .at = options.at,
+          .at_end = options.at_end};
+}
+
+class Loop {
+ public:
+  Loop(const config::RunConfig& config, const fs::path& run, parallel::World& world, bool quiet)
+      : config_(config), run_(run), world_(world), console_(quiet || !world.is_first()) {}
+
+  TrainReport run(bool resuming) {
+    open(resuming);
+    const Signals signals;
+    const Clock::time_point start = Clock::now();
+    const double elapsed_before = elapsed_;
+    TrainReport report{.step = state_->step, .stopped_by = "end"};
+    while (!last_ || state_->step < *last_) {
+      const Clock::time_point step_start = Clock::now();
+      const config::Stage& stage = enter_stage(state_->step + 1);
+      StepSettings settings = step_settings(config_, stage, state_->step + 1, last_);
+      const double threshold = spike_threshold(stage.train.on_spike);
+      if (stage.train.on_spike.action == "skip") settings.skip_loss_above = threshold;
+      const StepResult result = train_step(*state_, step_data(*data_, state_->step + 1), settings);
+      elapsed_ = elapsed_before + seconds_since(start);
+      tokens_ += result.tokens;
+
+      Json events = Json::array();
+      const bool spike = threshold > 0 && result.loss > threshold;
+      if (!result.finite) events.push_back({{"event", "nonfinite"}, {"action", stage.train.on_nonfinite}});
+      if (result.finite && spike) events.push_back({{"event", "spike"}, {"threshold", threshold}, {"action", stage.train.on_spike.action}});
+      std::string stop;
+      if (!result.finite && stage.train.on_nonfinite == "stop") stop = "nonfinite";
+      if (result.finite && spike && stage.train.on_spike.action == "stop") stop = "spike";
+      if (!stop.empty()) {
+        // Nothing of this step is kept: the state before it is on the disk or can be computed again.
+        report = {.step = state_->step, .loss = result.loss, .stopped_by = stop};
+        console_.line(fmt::format("step {}: the loss is {} ({}); the run stops. The state before this step is what `resume` starts from.", state_->step, result.loss, stop));
+        saver_->drain();
+        return report;
+      }
+      if (result.finite) remember_loss(result.loss, stage.train.on_spike.window);
+
+      const bool stopped = world_.any(g_stop != 0), wanted = world_.any(g_save != 0);
+      const bool late = config_.train.minutes && world_.any(elapsed_ >= 60 * *config_.train.minutes);
+      g_save = 0;
+      const bool at_end = stopped || late || (last_ && state_->step == *last_);
+      Json line{{"step", state_->step}, {"tokens", tokens_}, {"loss", result.loss}, {"grad_norm", result.grad_norm}, {"lr", settings.lr}};
+      if (settings.z_loss > 0) line["z_loss"] = result.z_loss;
+      line["accuracy"] = result.accuracy;
+      line["batch"] = {{"seed", config_.seed.data}, {"rows", settings.batch}, {"context", data_->context(state_->step)}};
+      if (world_.size > 1) line["ranks"] = world_.size;
+      const std::string digest = state_->digest().hex();
+      line["digest"] = digest;
+      check_against_past(digest);
+      const double step_seconds = seconds_since(step_start);
+      line["seconds"] = step_seconds;
+      if (config_.eval.every > 0 ? state_->step % config_.eval.every == 0 || at_end : at_end) evaluate(stage, line);
+      if (wanted) events.push_back({{"event", "signal"}, {"signal", "SIGUSR1"}});
+      if (stopped) events.push_back({{"event", "signal"}, {"signal", "stop"}});
+      if (!events.empty()) line["events"] = events;
+      write_line(line, stage);
+      const bool due = schedule_.due(state_->step, last_.value_or(-1)) || wanted || stopped || (late && config_.checkpoints.at_end);
+      if (due) save(line);
+      saver_->check();
+      show(result, settings, step_seconds, stage.train, at_end);
+      report = {.step = state_->step, .loss = result.loss, .stopped_by = stopped ? "signal" : late ? "minutes" : "end"};
+      if (stopped || late) break;
+    }
+    finish(report);
+    return report;
+  }
+
+ private:
+  // Everything up to the first step: data, model, optimizer, journal; for a resume also the last committed state.
+  void open(bool resuming) {
+    const Clock::time_point start = Clock::now();
+    const bool writes = world_.is_first();
+    if (writes) {
+      if (!resuming && (fs::exists(run_ / "run.yaml") || fs::exists(run_ / "journal.jsonl"))) {
+        throw std::runtime_error(fmt::format("{} holds a run already: `cairn resume {}` goes on with it, or choose another folder with --run", run_.string(), run_.string()));
+      }
+      store_.emplace(run_, checkpoints::Store::Mode::write);
+    }
+    world_.barrier();
+    if (!writes) store_.emplace(run_, checkpoints::Store::Mode::read);
+
+    // Ranks after the first find the tokens in the cache.
+    auto prepare = [&] {
+      tokenizer_ = make_tokenizer(config_);
+      decoder_config_ = make_decoder_config(config_, *tokenizer_);
+      data_ = make_dataset(config_, tokenizer_, [&](const data::Progress& p) {
+        console_.progress(fmt::format("{} {}: {} of {} bytes, {} tokens", p.phase, p.source, count(p.bytes), count(p.total_bytes), count(p.tokens)));
+      });
+    };
+    if (writes) prepare();
+    world_.barrier();
+    if (!writes) prepare();
+    last_ = last_step(config_, *data_);
+    check_schedules(config_, last_);
+    schedule_ = checkpoint_schedule(config_.checkpoints);
+    check_ranks();
+
+    const config::Stage& first = config_.stages.front();
+    state_ = std::make_unique<State>(decoder_config_, weight_type(first.train.precision), world_, first.train.lanes, config_.parallel.zero);
+    state_->model().set_activation_checkpointing(first.train.activation_checkpointing);
+    if (config_.model.from) {
+      const fs::path folder = model_folder(*config_.model.from);
+      load_weights(state_->model(), checkpoints::ModelWeights::open(folder), folder.string());
+    } else {
+      state_->model().parameters().initialise(config_.seed.init);
+    }
+    int64_t from = 0;
+    if (resuming) from = restore();
+    enter_stage(state_->step + 1);
+
+    if (writes) {
+      if (!resuming) write_run_files(run_, config_, build_info());
+      journal_.emplace(run_ / "journal.jsonl");
+      if (resuming) {
+        journal_->truncate_after(from);
+        store_->truncate_after(from);
+      }
+      if (config_.metrics.tensorboard) board_.emplace(run_ / "tensorboard", resuming ? from + 1 : -1);
+    }
+    saver_ = std::make_unique<Saver>(*store_, config_, *tokenizer_, config_.checkpoints.async);
+    if (!resuming && schedule_.due(0, last_.value_or(-1))) save({{"step", 0}, {"digest", state_->digest().hex()}});
+    if (resuming) {
+      console_.line(fmt::format("resuming {} at step {}{}", run_.string(), state_->step, last_ ? fmt::format(" of {}", *last_) : ""));
+    } else {
+      const auto& numbers = state_->model().parameters();
+      int64_t train_tokens = 0;
+      for (int32_t i = 0; i < data_->source_count(); ++i) train_tokens += data_->source(i).train_tokens;
+      console_.line(fmt::format("{} {}, {} parameters, vocabulary {} · {} training tokens · {} threads × {} ranks · run {}", decoder_config_.model_type, config_.objective,
+                                count(numbers.numel()), decoder_config_.vocab_size, count(train_tokens), at::get_num_threads(), world_.size, run_.string()));
+    }
+    peak_ = sgemm_peak_gflops(0.05) * world_.size;
+    opened_s_ = seconds_since(start);
+  }
+
+  void check_ranks() {
+    for (const auto& stage : config_.stages) {
+      if (stage.train.lanes % world_.size) {
+        config_.fail("train.lanes", fmt::format("found {}, expected a multiple of the number of ranks ({})", stage.train.lanes, world_.size));
+      }
+      if (stage.train.lanes != config_.stages.front().train.lanes || stage.train.precision != config_.stages.front().train.precision) {
+        config_.fail("stages", "train.lanes and train.precision cannot change inside a run");
+      }
+    }
+    if (config_.parallel.data > 0 && config_.parallel.data != world_.size) {
+      config_.fail("parallel.data", fmt::format("found {}, but {} ranks were started", config_.parallel.data, world_.size));
+    }
+    if (config_.parallel.zero > 0 && config_.optim.name == "muon" && world_.size > 1) {
+      config_.fail("parallel.zero", "muon needs whole matrices on a rank, which a sharded optimizer does not have: use zero: 0 or adamw");
+    }
+    world_.agree("the configuration", config::to_yaml(config_));
+  }
+
+  // Loads the newest state that is whole and that the journal knows; returns its step (0: from the initialisation).
+  int64_t restore() {
+    int64_t step = 0;
+    std::string folder;
+    if (world_.is_first()) {
+      const auto index = checkpoints::index_journal(run_ / "journal.jsonl");
+      const int64_t known = index.lines.empty() ? 0 : index.lines.back().step;
+      const auto newest = store_->newest_valid(known);
+      for (const auto& damaged : newest.damaged) {
+        console_.line(fmt::format("checkpoint step {} is damaged ({}): going back to {}", damaged.step, damaged.fault.message(),
+                                  newest.step ? fmt::format("step {}", newest.step->step) : "the initialisation"));
+      }
+      if (newest.step) folder = newest.step->path.string();
+    }
+    folder = world_.broadcast(folder);
+    if (!folder.empty()) {
+      // The optimizer of the stage that the state was saved in.
+      const auto stored = checkpoints::Store::step_of(fs::path(folder).filename().string()).value_or(0);
+      enter_stage(std::max<int64_t>(stored, 1));
+      const Json saved = load_state(*state_, folder);
+      step = state_->step;
+      tokens_ = saved.at("tokens").get<int64_t>();
+      elapsed_ = saved.at("elapsed").get<double>();
+      const std::string digest = state_->digest().hex();
+      if (const auto recorded = saved.value("digest", digest); recorded != digest) {
+        throw std::runtime_error(fmt::format("{}: the state that was loaded has digest {}, the one that was saved had {}", folder, digest, recorded));
+      }
+    }
+    // The losses that the spike rule looks at, and the digests of steps that are computed again.
+    for (const Json& line : checkpoints::read_journal(run_ / "journal.jsonl")) {
+      const auto n = line.at("step").get<int64_t>();
+      if (n > step) {
+        past_digests_[n] = line.value("digest", "");
+      } else if (line.at("loss").is_number()) {
+        remember_loss(line.at("loss").get<double>(), config_.stage_of(n).train.on_spike.window);
+      }
+    }
+    world_.barrier();
+    return step;
+  }
+
+  const config::Stage& enter_stage(int64_t step) {
+    const config::Stage& stage = config_.stage_of(step);
+    if (&stage != stage_) {
+      if (stage_ && config_.staged) console_.line(fmt::format("stage {} from step {}", stage.name, step));
+      state_->set_optimizer(optimizer_options(stage), stage.optim.ema);
+      stage_ = &stage;
+    }
+    return stage;
+  }
+
+  void remember_loss(double loss, int window) {
+    losses_.push_back(loss);
+    while (losses_.size() > static_cast<size_t>(window)) losses_.pop_front();
+  }
+
+  // 0 where there is no rule or too little past.
+  double spike_threshold(const config::SpikeOptions& options) const {
+    if (options.action == "none" || losses_.size() < static_cast<size_t>(options.window)) return 0;
+    std::vector<double> sorted(losses_.begin(), losses_.end());
+    std::nth_element(sorted.begin(), sorted.begin() + sorted.size() / 2, sorted.end());
+    return options.factor * sorted[sorted.size() / 2];
+  }
+
+  // A step that was computed before, by the run that ended, has to come out the same.
+  void check_against_past(const std::string& digest) {
+    const auto found = past_digests_.find(state_->step);
+    if (found == past_digests_.end() || found->second.empty() || found->second == digest || warned_) return;
+    warned_ = true;
+    console_.line(fmt::format("warning: step {} has digest {}, but had {} before: the machine, its libraries or the data differ from those in build.json", state_->step, digest, found->second));
+  }
+
+  void evaluate(const config::Stage& stage, Json& line) {
+    models::Pass like;
+    like.products = product_type(stage.train.precision);
+    like.reference = stage.train.kernels == "reference";
+    for (const std::string& set : data_->validation_names()) {
+      const Evaluation e = evaluate_set(state_->model(), *data_, set, config_.eval.sequences, stage.train.micro_batch, stage.data.context, tokenizer_.get(), like);
+      line["eval"][set] = {{"nll", e.nll}, {"bits_per_byte", e.bits_per_byte}, {"tokens", e.tokens}};
+      console_.line(fmt::format("step {:>5}  {}: {:.4f} nats a token, {:.3f} bits a byte", state_->step, set, e.nll, e.bits_per_byte));
+    }
+  }
+
+  void write_line(const Json& line, const config::Stage& stage) {
+    if (!journal_) return;
+    journal_->append(line);
+    if (!board_) return;
+    const int64_t step = state_->step;
+    for (const char* key : {"loss", "grad_norm", "lr", "accuracy"}) {
+      if (line.contains(key) && line.at(key).is_number()) board_->scalar(fmt::format("train/{}", key), line.at(key).get<double>(), step);
+    }
+    if (line.contains("eval")) {
+      for (const auto& [set, values] : line.at("eval").items()) {
+        board_->scalar(fmt::format("eval/{}/nll", set), values.at("nll").get<double>(), step);
+        board_->scalar(fmt::format("eval/{}/bits_per_byte", set), values.at("bits_per_byte").get<double>(), step);
+      }
+    }
+    const auto& sample = stage.train.sample;
+    if (sample.every > 0 && step % sample.every == 0) write_sample(sample);
+  }
+
+  void write_sample(const config::SampleOptions& options) {
+    std::vector<int32_t> prompt = tokenizer_->encode(options.prompt, true);
+    if (prompt.empty() && tokenizer_->eos_id()) prompt = {*tokenizer_->eos_id()};
+    if (prompt.empty()) prompt = {0};
+    const Generation g = Generator(state_->model(), *tokenizer_)
+                             .run(prompt, {.max_tokens = options.tokens, .temperature = options.temperature, .seed = config_.seed.sample + state_->step});
+    console_.line(fmt::format("  sample: {}{}", options.prompt, g.text));
+    board_->text("sample", options.prompt + g.text, state_->step);
+  }
+
+  void save(const Json& line) {
+    if (journal_) journal_->sync();  // what the checkpoint's step says is on the disk before the checkpoint is
+    const Json state_json{{"step", state_->step}, {"updates", state_->optimizer().steps_done()}, {"tokens", tokens_}, {"elapsed", elapsed_}, {"digest", line.at("digest")}};
+    Json about{{"kind", "full"}, {"step", state_->step}, {"digest", line.at("digest")}};
+    if (line.contains("eval")) {
+      for (const auto& [set, values] : line.at("eval").items()) about["metrics"][set + "_nll"] = values.at("nll");
+    }
+    saver_->save(*state_, state_json, about, world_.is_first());
+  }
+
+  void show(const StepResult& result, const StepSettings& settings, double step_seconds, const config::TrainOptions& options, bool at_end) {
+    // The first step warms caches up; rates are smoothed over the last ones.
+    rate_ = rate_ == 0 ? result.tokens / step_seconds : 0.9 * rate_ + 0.1 * result.tokens / step_seconds;
+    StepLine line{.step = state_->step, .last = last_, .loss = result.loss, .grad_norm = result.grad_norm, .lr = settings.lr, .tokens_per_s = rate_};
+    line.share_of_peak = step_flops(state_->model(), result.tokens, data_->context(state_->step)) * rate_ / result.tokens / 1e9 / peak_;
+    if (last_) line.eta_s = (*last_ - state_->step) * result.tokens / rate_;
+    if (config_.train.minutes) line.eta_s = std::min(line.eta_s < 0 ? 1e18 : line.eta_s, 60 * *config_.train.minutes - elapsed_);
+    console_.step(line, at_end || state_->step == 1 || (options.log_every > 0 && state_->step % options.log_every == 0));
+  }
+
+  void finish(const TrainReport& report) {
+    saver_->drain();
+    if (journal_) journal_->sync();
+    if (board_) board_->flush();
+    world_.barrier();
+    const auto stored = store_->list();
+    console_.line(fmt::format("{} at step {}: loss {:.4f}, {} tokens in {}; {} checkpoint{}, the last is {}",
+                              report.stopped_by == "end" ? "done" : "stopped by " + report.stopped_by, report.step, report.loss, count(tokens_), duration(elapsed_), stored.size(),
+                              stored.size() == 1 ? "" : "s", stored.empty() ? "none" : stored.back().path.string()));
+  }
+
+  const config::RunConfig& config_;
+  fs::path run_;
+  parallel::World& world_;
+  Console console_;
+  TokenizerPtr tokenizer_;
+  models::DecoderConfig decoder_config_;
+  std::unique_ptr<data::Dataset> data_;
+  std::optional<int64_t> last_;
+  std::optional<checkpoints::Store> store_;
+  std::optional<checkpoints::Journal> journal_;
+  std::optional<TensorBoardWriter> board_;
+  std::unique_ptr<State> state_;
+  std::unique_ptr<Saver> saver_;  // after what it refers to: its thread ends first
+  checkpoints::Schedule schedule_;
+  const config::Stage* stage_ = nullptr;
+  std::deque<double> losses_;
+  std::map<int64_t, std::string> past_digests_;
+  bool warned_ = false;
+  int64_t tokens_ = 0;
+  double elapsed_ = 0, rate_ = 0, peak_ = 1, opened_s_ = 0;
+};
+
+}  // namespace
+
+TrainReport start_run(const config::RunConfig& config, const fs::path& run, parallel::World& world, bool quiet) {
+  return Loop(config, run, world, quiet).run(false);
+}
+
+TrainReport resume_run(const fs::path& run, parallel::World& world, bool quiet) {
+  if (!fs::exists(run / "run.yaml")) throw std::runtime_error(fmt::format("{}: no run here (no run.yaml)", run.string()));
+  const config::RunConfig config = config::load(run / "run.yaml");
+  return Loop(config, run, world, quiet).run(true);
+}
+
+nlohmann::ordered_json dry_run(const config::RunConfig& config) {
+  const TokenizerPtr tokenizer = make_tokenizer(config);
+  const models::DecoderConfig decoder_config = make_decoder_config(config, *tokenizer);
+  const auto data = make_dataset(config, tokenizer, {});
+  const auto last = last_step(config, *data);
+  check_schedules(config, last);
+  const models::Decoder model(decoder_config);  // memory is reserved, not touched
+  const auto& stage = config.stages.front();
+  const double parameters = static_cast<double>(model.parameters().numel());
+  const double moments = stage.optim.name == "adamw" ? 2 : 1;
+  const double lanes = std::log2(stage.train.lanes);
+  // Weights, gradient, lane sums, moments, average; activations of one micro-batch by their largest parts.
+  double activations = 0;
+  const double rows = static_cast<double>(stage.train.micro_batch) * stage.data.context;
+  for (const auto& block : decoder_config.blocks) {
+    const double width = static_cast<double>(block.attention.num_attention_heads + 2 * block.attention.num_key_value_heads) * block.attention.head_dim;
+    activations += rows * 4 * (4.0 * decoder_config.hidden_size + width + block.attention.num_attention_heads * block.attention.head_dim + 3.0 * block.feed_forward.intermediate_size);
+  }
+  if (stage.train.activation_checkpointing) activations = activations / decoder_config.blocks.size() + rows * 8 * decoder_config.hidden_size * decoder_config.blocks.size();
+  const double memory = 4 * parameters * (2 + lanes + moments + (stage.optim.ema > 0 ? 1 : 0) + (config.checkpoints.async ? 1 + moments : 0)) + activations;
+  const double checkpoint = 4 * parameters * (1 + moments + (stage.optim.ema > 0 ? 1 : 0));
+  int64_t checkpoints_due = 0;
+  if (last) {
+    const auto schedule = checkpoint_schedule(config.checkpoints);
+    for (int64_t n = 0; n <= *last; ++n) checkpoints_due += schedule.due(n, *last);
+  }
+  const double peak = sgemm_peak_gflops(0.2);
+  const int64_t step_tokens = static_cast<int64_t>(stage.train.batch) * stage.data.context;
+  const double step_seconds = step_flops(model, step_tokens, stage.data.context) / 1e9 / peak / 0.7;
+  int64_t train_tokens = 0;
+  for (int32_t i = 0; i < data->source_count(); ++i) train_tokens += data->source(i).train_tokens;
+  Json out{{"parameters", model.parameters().numel()},
+           {"memory_bytes", static_cast<int64_t>(memory)},
+           {"checkpoint_bytes", static_cast<int64_t>(checkpoint)},
+           {"train_tokens", train_tokens},
+           {"tokens_per_step", step_tokens}};
+  if (last) {
+    out["steps"] = *last;
+    out["checkpoints"] = checkpoints_due;
+    out["disk_bytes"] = static_cast<int64_t>(checkpoint * (config.checkpoints.keep.all ? checkpoints_due : config.checkpoints.keep.last));
+    out["epochs"] = static_cast<double>(*last) * step_tokens / std::max<int64_t>(1, train_tokens);
+    out["seconds"] = step_seconds * *last;  // products at 70% of this machine's measured peak
+  }
+  return out;
+}
+
+}  // namespace cairn
