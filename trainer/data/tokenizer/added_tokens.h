@@ -17,6 +17,7 @@ struct AddedToken {
   bool rstrip = false;       // and behind it
   bool normalized = false;   // looked for in the normalized text
   bool special = false;
+  std::string spelled;  // what decoding gives: the content, normalized where `normalized` says so
 };
 
 // Finds the leftmost, of those the longest, of a set of strings.

@@ -54,16 +54,14 @@ std::vector<Word> count_words(const std::vector<std::string_view>& documents, co
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (size_t i = 0; i < parts.size(); ++i) {
     Counts& mine = counts[omp_get_thread_num()];
-    size_t previous = 0, from = 0;
-    Match m;
+    size_t previous = 0;
+    Matches matches(*pattern, parts[i]);
     const auto add = [&](size_t begin, size_t end) {
       if (begin < end) ++mine[parts[i].substr(begin, end - begin)];
     };
-    while (from <= parts[i].size() && pattern->find(parts[i], from, m)) {
+    for (Match m; matches.next(m); previous = m.end) {
       add(previous, m.begin);
       add(m.begin, m.end);
-      previous = m.end;
-      from = m.end > m.begin ? m.end : m.end + 1;
     }
     add(previous, parts[i].size());
   }

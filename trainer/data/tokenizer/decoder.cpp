@@ -98,13 +98,11 @@ class Replace : public Decoder {
   void apply(Tokens& tokens) const override {
     for (std::string& token : tokens) {
       std::string out;
-      size_t previous = 0, from = 0;
-      Match m;
-      while (from <= token.size() && pattern_->find(token, from, m)) {
+      size_t previous = 0;
+      Matches matches(*pattern_, token);
+      for (Match m; matches.next(m); previous = m.end) {
         out.append(token, previous, m.begin - previous);
         out += content_;
-        previous = m.end;
-        from = m.end > m.begin ? m.end : m.end + 1;
       }
       out.append(token, previous);
       token = std::move(out);

@@ -71,14 +71,11 @@ void read_added_tokens(const Json& list, Tokenizer::State& s) {
   for (const bool special : {true, false})
     for (const auto& token : s.added) {
       if (token->special != special) continue;
-      if (!token->normalized) {
-        s.raw_tokens.add(token->content, token.get());
-        continue;
-      }
-      std::string content = token->content;
+      token->spelled = token->content;
       bool head = true;
-      if (s.normalizer) s.normalizer->apply(content, head);
-      s.normalized_tokens.add(content, token.get());
+      if (token->normalized && s.normalizer) s.normalizer->apply(token->spelled, head);
+      (token->normalized ? s.normalized_tokens : s.raw_tokens).add(token->spelled, token.get());
+      if (special) s.special_contents.insert(token->content);
     }
 }
 

@@ -68,20 +68,18 @@ class Replace : public Normalizer {
   Replace(std::unique_ptr<Pattern> pattern, std::string content)
       : pattern_(std::move(pattern)), content_(std::move(content)) {}
   void apply(std::string& text, bool& head) const override {
+    Matches matches(*pattern_, text);
     Match m;
-    if (!pattern_->find(text, 0, m)) return;
+    if (!matches.next(m)) return;
     std::string out;
     out.reserve(text.size() + text.size() / 2);
-    size_t previous = 0, from = 0;
+    size_t previous = 0;
     do {
       out.append(text, previous, m.begin - previous);
       out += content_;
       if (m.begin == 0 && m.end > 0 && content_.empty()) head = false;
       previous = m.end;
-      from = m.end > m.begin       ? m.end
-             : m.end < text.size() ? m.end + utf8_length(static_cast<unsigned char>(text[m.end]))
-                                   : m.end + 1;
-    } while (from <= text.size() && pattern_->find(text, from, m));
+    } while (matches.next(m));
     out.append(text, previous);
     text = std::move(out);
   }

@@ -36,4 +36,18 @@ std::unique_ptr<Pattern> literal_pattern(const std::string& literal);
 // PCRE2 even where a scanner exists: the scanners' oracle in the tests.
 std::unique_ptr<Pattern> pcre2_pattern(const std::string& regex);
 
+// The matches in TEXT one after the other, as Oniguruma's find_iter gives them: of the empty ones none right behind the
+// match before, and none at all in an empty text.
+class Matches {
+ public:
+  Matches(const Pattern& pattern, std::string_view text) : pattern_(pattern), text_(text) {}
+  bool next(Match& match);
+
+ private:
+  const Pattern& pattern_;
+  std::string_view text_;
+  size_t from_ = 0;
+  size_t previous_end_ = static_cast<size_t>(-1);
+};
+
 }  // namespace cairn::data

@@ -260,6 +260,20 @@ std::unique_ptr<Pattern> literal_pattern(const std::string& literal) {
   return std::make_unique<LiteralPattern>(literal);
 }
 
+bool Matches::next(Match& match) {
+  while (from_ <= text_.size() && !text_.empty() && pattern_.find(text_, from_, match)) {
+    if (match.begin != match.end) {
+      from_ = previous_end_ = match.end;
+      return true;
+    }
+    from_ = match.end + (match.end < text_.size() ? utf8_length(static_cast<unsigned char>(text_[match.end])) : 1);
+    if (match.end == previous_end_) continue;
+    previous_end_ = match.end;
+    return true;
+  }
+  return false;
+}
+
 std::unique_ptr<Pattern> compile_pattern(const std::string& regex) {
   if (auto known = known_pattern(regex)) return known;
   return pcre2_pattern(regex);

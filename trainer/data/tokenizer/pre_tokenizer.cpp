@@ -102,34 +102,13 @@ void split_by(Piece piece, Behavior behavior, bool invert, Sink sink, Next next_
   for (const Span& s : spans) emit(s.begin, s.end);
 }
 
-// Matches that may be empty follow one another as in Oniguruma's find_iter: none empty right behind the one before.
-template <class Found>
-bool next_of(const Pattern& pattern, std::string_view text, size_t& from, size_t previous_end, bool first,
-             Found& match) {
-  while (from <= text.size() && pattern.find(text, from, match)) {
-    if (match.begin != match.end) {
-      from = match.end;
-      return true;
-    }
-    from =
-        match.end < text.size() ? match.end + utf8_length(static_cast<unsigned char>(text[match.end])) : match.end + 1;
-    if (first || match.end != previous_end) return true;
-  }
-  return false;
-}
-
 class Split : public PreTokenizer {
  public:
   Split(std::unique_ptr<Pattern> pattern, Behavior behavior, bool invert)
       : pattern_(std::move(pattern)), behavior_(behavior), invert_(invert) {}
   void split(Piece piece, Sink sink) const override {
-    size_t from = 0;
-    bool first = true;
-    split_by(piece, behavior_, invert_, sink, [&](size_t previous, Match& m) {
-      const bool found = next_of(*pattern_, piece.text, from, previous, first, m);
-      first = false;
-      return found;
-    });
+    Matches matches(*pattern_, piece.text);
+    split_by(piece, behavior_, invert_, sink, [&](size_t, Match& m) { return matches.next(m); });
   }
 
  private:

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "trainer/data/tokenizer/added_tokens.h"
@@ -31,6 +32,7 @@ struct Tokenizer::State {
   std::vector<std::unique_ptr<AddedToken>> added;  // in the file's order
   std::unordered_map<std::string, const AddedToken*> added_by_content;
   std::unordered_map<int32_t, const AddedToken*> added_by_id;
+  std::unordered_set<std::string> special_contents;
   TokenFinder raw_tokens, normalized_tokens;
 
   std::optional<int32_t> eos, bos;

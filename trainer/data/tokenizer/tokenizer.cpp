@@ -87,12 +87,11 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_t
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
   std::vector<std::string> tokens;
   tokens.reserve(ids.size());
+  // NOTE: as in the official library a special token that the normalizer changes is not skipped.
   for (const int32_t id : ids) {
-    if (const auto at = state_->added_by_id.find(id); at != state_->added_by_id.end()) {
-      if (!(skip_special_tokens && is_special(id))) tokens.push_back(at->second->content);
-    } else if (const std::string* token = state_->model->id_to_token(id)) {
-      tokens.push_back(*token);
-    }
+    std::string token = id_to_token(id);
+    if (token.empty() || (skip_special_tokens && state_->special_contents.contains(token))) continue;
+    tokens.push_back(std::move(token));
   }
   std::string text;
   if (state_->decoder) {
@@ -120,7 +119,7 @@ std::optional<int32_t> Tokenizer::token_to_id(std::string_view token) const {
 }
 
 std::string Tokenizer::id_to_token(int32_t id) const {
-  if (const auto at = state_->added_by_id.find(id); at != state_->added_by_id.end()) return at->second->content;
+  if (const auto at = state_->added_by_id.find(id); at != state_->added_by_id.end()) return at->second->spelled;
   const std::string* token = state_->model->id_to_token(id);
   return token ? *token : std::string();
 }

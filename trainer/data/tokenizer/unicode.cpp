@@ -150,7 +150,10 @@ bool is_combining_mark(uint32_t c) {
 }
 
 bool is_nonspacing_mark(uint32_t c) {
-  return c >= 0x300 && u_charType(static_cast<UChar32>(c)) == U_NON_SPACING_MARK && assigned_by(c, 8);
+  if (c < 0x300) return false;
+  if (c == 0x1734) return true;                                                 // was one then
+  if (c == 0x1885 || c == 0x1886 || c == 0xA9BD || c == 0x111C9) return false;  // were none
+  return u_charType(static_cast<UChar32>(c)) == U_NON_SPACING_MARK && assigned_by(c, 8);
 }
 
 bool is_other(uint32_t c) {

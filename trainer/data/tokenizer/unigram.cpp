@@ -20,7 +20,7 @@ class ByteTrie {
   }
   void add(std::string_view key, int32_t value) {
     uint32_t node = 0;
-    for (const char c : key) {
+    for (const char& c : key) {
       Slot& slot = slots_[find(node, c)];
       if (slot.key == kEmpty) slot = {key_of(node, c), next_node_++, -1};
       node = slot.child;
