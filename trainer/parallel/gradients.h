@@ -9,23 +9,10 @@
 #include <memory>
 #include <vector>
 
+#include "trainer/parallel/buckets.h"
 #include "trainer/parallel/world.h"
 
 namespace cairn::parallel {
-
-// A contiguous part of the flat gradient. splits: size + 1 ascending offsets inside the flat gradient; rank r reduces
-// (and with ZeRO-1 owns) [splits[r], splits[r + 1]). Offsets are multiples of optim::kPiece, or the end of the buffer.
-struct Bucket {
-  int64_t offset = 0, length = 0;
-  std::vector<int64_t> splits;
-};
-
-// Buckets from the end of the buffer to its begin (the order in which a backward pass finishes), of about `target`
-// elements each. `cuts`: ascending offsets where buckets and chunks may be cut (multiples of kPiece); empty: every
-// multiple of kPiece. Muon with ZeRO-1 needs whole matrices on a rank: lay parameters out on multiples of kPiece and
-// give their offsets.
-std::vector<Bucket> plan_buckets(int64_t total, int ranks, int64_t target = 1 << 20,
-                                 const std::vector<int64_t>& cuts = {});
 
 class Reducer {
  public:

@@ -4,11 +4,20 @@
 
 #include <ATen/ATen.h>
 
-#include <functional>
 #include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace cairn::parallel {
+
+// Ranks are gone (killed, crashed, cut off) or stopped with an error. The message names them.
+class RankLost : public std::runtime_error {
+ public:
+  RankLost(std::vector<int> ranks, const std::string& message) : std::runtime_error(message), ranks(std::move(ranks)) {}
+  std::vector<int> ranks;
+};
 
 // One tensor to or from one rank. Contiguous, CPU; zero elements are skipped (on both sides: sizes are known to both).
 struct Message {
@@ -24,7 +33,8 @@ class Pending {
   virtual void abort() = 0;  // from another thread: wait() throws
 };
 
-// Point-to-point messages, in order between two ranks. One thread at a time.
+// Point-to-point messages; every rank posts in the same order: the n-th post of one meets the n-th of the others. One
+// thread at a time.
 class Transport {
  public:
   virtual ~Transport() = default;

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "trainer/parallel/launch.h"
 #include "trainer/parallel/transport.h"
 
 namespace cairn::parallel {
@@ -19,30 +20,6 @@ struct WorldOptions {
   std::chrono::milliseconds limit{60'000};  // a rank silent for so long is lost; also the limit for finding one another
   std::chrono::milliseconds patience{
       1'800'000};  // a rank that lives but does not come to an exchange for so long is an error
-};
-
-// What the launcher told this process through its environment; a pure function of the variables (`get` returns nullptr
-// where one is unset). torchrun: RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT (+ TORCHELASTIC_USE_AGENT_STORE,
-// TORCHELASTIC_RESTART_COUNT); Open MPI: OMPI_COMM_WORLD_*; Slurm: SLURM_PROCID ... where SLURM_NTASKS > 1 and srun
-// started this process. None of them: one rank.
-struct Launch {
-  int rank = 0, size = 1, local_rank = 0, local_size = 1;
-  std::string address = "127.0.0.1";
-  int port = 29500;
-  bool launcher_store = false;  // torchrun's agent hosts the store; otherwise rank 0 does
-  std::string attempt = "0";    // torchrun's restart count: keeps the keys of attempts apart
-  std::string launcher = "none";
-};
-// Throws std::invalid_argument naming the variable: not a number, rank outside [0, size), a world of several machines
-// without an address.
-Launch read_launch(const std::function<const char*(const char*)>& get);
-Launch read_launch();  // of this process
-
-// Ranks are gone (killed, crashed, cut off) or stopped with an error. The message names them.
-class RankLost : public std::runtime_error {
- public:
-  RankLost(std::vector<int> ranks, const std::string& message) : std::runtime_error(message), ranks(std::move(ranks)) {}
-  std::vector<int> ranks;
 };
 
 class World {

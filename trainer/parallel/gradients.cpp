@@ -1,0 +1,309 @@
+#include "trainer/parallel/gradients.h"
+
+#include <fmt/format.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <bit>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "optim/norm.h"
+
+namespace cairn::parallel {
+namespace {
+
+constexpr size_t kInFlight = 2;  // buckets whose chunks are on the way; each holds (ranks - 1) chunks of scratch
+
+// The sum of parts[0..R) by the tree that pairs neighbours, left in parts[own]. Addition of two numbers commutes, so
+// the order inside a pair is free and the own part is always the one that is added to.
+void tree_join(std::vector<at::Tensor> parts, int own) {
+  for (size_t stride = 1; stride < parts.size(); stride *= 2)
+    for (size_t i = 0; i + stride < parts.size(); i += 2 * stride) {
+      const bool own_is_right = static_cast<size_t>(own) >= i + stride && static_cast<size_t>(own) < i + 2 * stride;
+      at::Tensor &left = parts[i], &right = parts[i + stride];
+      if (own_is_right) std::swap(left, right);
+      left.add_(right);
+    }
+}
+
+}  // namespace
+
+struct Reducer::Impl {
+  World& world;
+  at::Tensor gradient;
+  std::vector<Bucket> buckets;
+  Options options;
+  std::unique_ptr<Transport> transport;
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<int64_t> remaining;                     // elements of each bucket that are not final yet
+  std::vector<std::pair<int64_t, size_t>> by_offset;  // (offset, bucket), ascending
+  int64_t asked = 0, done = 0;                        // steps begun, steps reduced
+  bool in_step = false, stop = false;
+  Pending* waiting = nullptr;  // what the thread waits for now
+  std::exception_ptr error;
+  std::thread thread;
+
+  Impl(World& w, at::Tensor g, std::vector<Bucket> b, Options o)
+      : world(w), gradient(std::move(g)), buckets(std::move(b)), options(o) {}
+
+  at::Tensor chunk(const at::Tensor& flat, const Bucket& bucket, int rank) const {
+    return flat.narrow(0, bucket.splits[rank], bucket.splits[rank + 1] - bucket.splits[rank]);
+  }
+  bool is_ready(size_t bucket) const { return remaining[bucket] == 0; }
+
+  // ---- the communication thread ----
+  struct Flight {
+    size_t bucket;
+    std::unique_ptr<Pending> pending;
+    std::vector<at::Tensor> parts;  // of every rank; the own one lies in the gradient
+    size_t scratch;
+  };
+
+  void wait(Pending& pending) {
+    {
+      std::lock_guard lock(mutex);
+      if (stop) throw std::runtime_error("the step was given up");
+      waiting = &pending;
+    }
+    try {
+      pending.wait();
+    } catch (...) {
+      std::lock_guard lock(mutex);
+      waiting = nullptr;
+      throw;
+    }
+    std::lock_guard lock(mutex);
+    waiting = nullptr;
+  }
+
+  Flight launch(size_t index, at::Tensor& scratch, size_t slot) {
+    const Bucket& bucket = buckets[index];
+    const int64_t own = bucket.splits[world.rank + 1] - bucket.splits[world.rank];
+    if (!scratch.defined() || scratch.numel() < own * (world.size - 1))
+      scratch = at::empty({own * (world.size - 1)}, gradient.options());
+    Flight flight{index, nullptr, {}, slot};
+    std::vector<Message> sends, receives;
+    int64_t used = 0;
+    for (int r = 0; r < world.size; ++r) {
+      if (r == world.rank) {
+        flight.parts.push_back(chunk(gradient, bucket, r));
+        continue;
+      }
+      flight.parts.push_back(scratch.narrow(0, used, own));
+      used += own;
+      sends.push_back({chunk(gradient, bucket, r), r});
+      receives.push_back({flight.parts.back(), r});
+    }
+    flight.pending = transport->post(sends, receives);
+    return flight;
+  }
+
+  std::unique_ptr<Pending> share(const at::Tensor& flat, const Bucket& bucket) {
+    std::vector<Message> sends, receives;
+    for (int r = 0; r < world.size; ++r)
+      if (r != world.rank) {
+        sends.push_back({chunk(flat, bucket, world.rank), r});
+        receives.push_back({chunk(flat, bucket, r), r});
+      }
+    return transport->post(sends, receives);
+  }
+
+  // Which of "launch the next bucket" and "land the oldest" comes next hangs on timing, and differs between the ranks.
+  // Posts meet by number, so their order is fixed: launches run ahead of landings by kInFlight, no more and no less.
+  void reduce_step(std::vector<at::Tensor>& scratch) {
+    std::deque<Flight> flights;
+    std::vector<std::unique_ptr<Pending>> shared;
+    const auto land = [&] {
+      Flight flight = std::move(flights.front());
+      flights.pop_front();
+      wait(*flight.pending);
+      tree_join(flight.parts, world.rank);
+      if (options.gather) shared.push_back(share(gradient, buckets[flight.bucket]));
+    };
+    for (size_t next = 0; next < buckets.size(); ++next) {
+      {
+        std::unique_lock lock(mutex);
+        changed.wait(lock, [&] { return stop || is_ready(next); });
+        if (stop) return;
+      }
+      if (flights.size() == kInFlight) land();
+      flights.push_back(launch(next, scratch[next % kInFlight], next % kInFlight));
+    }
+    while (!flights.empty()) land();
+    for (auto& pending : shared) wait(*pending);
+  }
+
+  void loop() {
+    omp_set_num_threads(1);  // of this thread alone: its additions must not start a second team beside the main one
+    const at::NoGradGuard no_grad;
+    std::vector<at::Tensor> scratch(kInFlight);
+    while (true) {
+      {
+        std::unique_lock lock(mutex);
+        changed.wait(lock, [&] { return stop || asked > done; });
+        if (stop) return;
+      }
+      std::exception_ptr failed;
+      try {
+        reduce_step(scratch);
+      } catch (...) {
+        failed = std::current_exception();
+      }
+      std::lock_guard lock(mutex);
+      error = failed;
+      ++done;
+      changed.notify_all();
+      if (failed) return;
+    }
+  }
+};
+
+Reducer::Reducer(World& world, at::Tensor gradient, std::vector<Bucket> buckets, Options options) {
+  if (!gradient.is_contiguous() || gradient.dim() != 1 || gradient.scalar_type() != at::kFloat)
+    throw std::invalid_argument("Reducer: the gradient is not one contiguous float32 dimension");
+  if (!std::has_single_bit(static_cast<unsigned>(world.size)))
+    throw std::invalid_argument(
+        fmt::format("parallel.data: {} ranks are not a power of two, so they cannot divide train.lanes", world.size));
+  check_buckets(buckets, gradient.numel(), world.size);
+  impl_ = std::make_unique<Impl>(world, std::move(gradient), std::move(buckets), options);
+  Impl& impl = *impl_;
+  impl.remaining.assign(impl.buckets.size(), 0);
+  for (size_t i = 0; i < impl.buckets.size(); ++i) impl.by_offset.emplace_back(impl.buckets[i].offset, i);
+  std::sort(impl.by_offset.begin(), impl.by_offset.end());
+  if (world.size == 1) return;
+  std::string plan = fmt::format("{} elements, {},", impl.gradient.numel(), options.gather ? "gathered" : "sharded");
+  for (const Bucket& bucket : impl.buckets) {
+    plan += fmt::format(" {}", bucket.offset);
+    for (int64_t split : bucket.splits) plan += fmt::format("/{}", split);
+  }
+  world.agree("the layout of the gradient", plan);
+  impl.transport = world.transport("gradients");
+  impl.thread = std::thread([&impl] { impl.loop(); });
+}
+
+Reducer::~Reducer() {
+  if (!impl_ || !impl_->thread.joinable()) return;
+  {
+    std::lock_guard lock(impl_->mutex);
+    impl_->stop = true;
+    if (impl_->waiting != nullptr) impl_->waiting->abort();
+  }
+  impl_->changed.notify_all();
+  impl_->thread.join();
+}
+
+void Reducer::begin() {
+  Impl& impl = *impl_;
+  std::lock_guard lock(impl.mutex);
+  if (impl.error) std::rethrow_exception(impl.error);
+  if (impl.in_step) throw std::logic_error("Reducer: begin() without finish() of the step before");
+  impl.in_step = true;
+  for (size_t i = 0; i < impl.buckets.size(); ++i) impl.remaining[i] = impl.buckets[i].length;
+  ++impl.asked;
+  impl.changed.notify_all();
+}
+
+void Reducer::ready(int64_t offset, int64_t length) {
+  Impl& impl = *impl_;
+  if (length <= 0) return;
+  std::lock_guard lock(impl.mutex);
+  if (!impl.in_step) throw std::logic_error("Reducer: ready() outside of a step");
+  auto at = std::upper_bound(impl.by_offset.begin(), impl.by_offset.end(), std::make_pair(offset, SIZE_MAX));
+  bool complete = false;
+  for (--at; at != impl.by_offset.end() && at->first < offset + length; ++at) {
+    const Bucket& bucket = impl.buckets[at->second];
+    const int64_t overlap = std::min(offset + length, bucket.offset + bucket.length) - std::max(offset, bucket.offset);
+    int64_t& remaining = impl.remaining[at->second];
+    remaining -= overlap;
+    if (remaining < 0)
+      throw std::logic_error(fmt::format("Reducer: elements from {} on are ready for the second time", offset));
+    complete = complete || remaining == 0;
+  }
+  if (complete) impl.changed.notify_all();
+}
+
+void Reducer::finish() {
+  Impl& impl = *impl_;
+  std::unique_lock lock(impl.mutex);
+  if (!impl.in_step) throw std::logic_error("Reducer: finish() without begin()");
+  impl.in_step = false;
+  std::fill(impl.remaining.begin(), impl.remaining.end(), 0);
+  if (!impl.thread.joinable()) {
+    impl.done = impl.asked;
+    return;
+  }
+  impl.changed.notify_all();
+  impl.changed.wait(lock, [&] { return impl.done == impl.asked; });
+  if (impl.error) std::rethrow_exception(impl.error);
+}
+
+std::vector<std::pair<int64_t, int64_t>> Reducer::owned() const {
+  const Impl& impl = *impl_;
+  if (impl.world.size == 1 || impl.options.gather) return {{0, impl.gradient.numel()}};
+  std::vector<std::pair<int64_t, int64_t>> parts;
+  for (const auto& [offset, index] : impl.by_offset) {
+    const auto& splits = impl.buckets[index].splits;
+    const int64_t begin = splits[impl.world.rank], end = splits[impl.world.rank + 1];
+    if (begin == end) continue;
+    if (!parts.empty() && parts.back().first + parts.back().second == begin)
+      parts.back().second += end - begin;
+    else
+      parts.emplace_back(begin, end - begin);
+  }
+  return parts;
+}
+
+double Reducer::norm() {
+  Impl& impl = *impl_;
+  if (impl.world.size == 1) return optim::gradient_norm(impl.gradient);
+  const int ranks = impl.world.size;
+  // Every rank sums the pieces of its own chunks, bucket by bucket; all know whose is where.
+  std::vector<int64_t> counts(ranks, 0);
+  for (const Bucket& bucket : impl.buckets)
+    for (int r = 0; r < ranks; ++r) counts[r] += optim::piece_count(bucket.splits[r + 1] - bucket.splits[r]);
+  std::vector<at::Tensor> sums;
+  for (int r = 0; r < ranks; ++r) sums.push_back(at::empty({counts[r]}, at::kDouble));
+  double* own = sums[impl.world.rank].data_ptr<double>();
+  for (const Bucket& bucket : impl.buckets) {
+    const at::Tensor chunk = impl.chunk(impl.gradient, bucket, impl.world.rank);
+    optim::squared_norm_pieces(chunk, own);
+    own += optim::piece_count(chunk.numel());
+  }
+  std::vector<Message> sends, receives;
+  for (int r = 0; r < ranks; ++r)
+    if (r != impl.world.rank) {
+      sends.push_back({sums[impl.world.rank], r});
+      receives.push_back({sums[r], r});
+    }
+  impl.transport->post(sends, receives)->wait();
+
+  std::vector<double> pieces(optim::piece_count(impl.gradient.numel()));
+  for (int r = 0; r < ranks; ++r) {
+    const double* from = sums[r].const_data_ptr<double>();
+    for (const Bucket& bucket : impl.buckets) {
+      const int64_t count = optim::piece_count(bucket.splits[r + 1] - bucket.splits[r]);
+      std::copy(from, from + count, pieces.begin() + bucket.splits[r] / optim::kPiece);
+      from += count;
+    }
+  }
+  return std::sqrt(optim::tree_sum(pieces.data(), static_cast<int64_t>(pieces.size())));
+}
+
+void Reducer::gather_owned(const at::Tensor& flat) {
+  Impl& impl = *impl_;
+  if (impl.world.size == 1 || impl.options.gather) return;
+  if (!flat.is_contiguous() || flat.dim() != 1 || flat.numel() != impl.gradient.numel())
+    throw std::invalid_argument(fmt::format("gather_owned: got {} elements; expected the flat {} of the gradient",
+                                            flat.numel(), impl.gradient.numel()));
+  std::vector<std::unique_ptr<Pending>> pending;
+  for (const Bucket& bucket : impl.buckets) pending.push_back(impl.share(flat, bucket));
+  for (auto& one : pending) one->wait();
+}
+
+}  // namespace cairn::parallel
