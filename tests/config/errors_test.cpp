@@ -50,7 +50,7 @@ TEST_F(ErrorsTest, TypesAndRanges) {
       {"optim.betas=[0.9, 1.0]", "optim.betas.1: found '1.0', expected a number of at least 0 and below 1"},
       {"optim.name=adam", "optim.name: found 'adam', expected one of adamw, muon, sgd (did you mean 'adamw'?)"},
       {"optim.decay_roles=[matrx]",
-       "optim.decay_roles.0: found 'matrx', expected one of matrix, embedding, head, norm, bias (did you mean "
+       "optim.decay_roles.0: found 'matrx', expected one of matrix, embedding, head, norm, bias, other (did you mean "
        "'matrix'?)"},
       {"optim.nesterov=yes", "optim.nesterov: found 'yes', expected true or false"},
       {"optim.schedule=cosine", "optim.schedule: found 'cosine', expected a section (keys with values)"},
@@ -139,7 +139,7 @@ TEST_F(ErrorsTest, CombinationsThatMakeNoSense) {
       {{"checkpoints.keep.best=true"},
        "command line: checkpoints.keep.best: found true without a validation loss to go by, expected eval.every and "
        "data.validation or data.validation_fraction"},
-      {{"optim.name=sgd", "optim.momentum=0"},
+      {{"optim.name=muon", "optim.momentum=0"},
        "command line: optim.momentum: found 0 while optim.nesterov is true, expected a momentum above 0 or `nesterov: "
        "false`"},
       {{"nonsense"}, "command line: found 'nonsense', expected key=value such as optim.lr=1e-3"},

@@ -80,6 +80,11 @@ TEST_F(LoadTest, DefaultsAndAuto) {
   EXPECT_EQ(config.train.threads, 0);
   EXPECT_TRUE(config.checkpoints.keep.all);
   EXPECT_FALSE(config.optim.schedule.decay.has_value());
+  const auto sgd = config_of(minimal(), {"optim.name=sgd"});
+  EXPECT_EQ(sgd.optim.momentum, 0.9);
+  EXPECT_EQ(sgd.optim.weight_decay, 0.0);
+  EXPECT_TRUE(load(write("again.yaml", to_yaml(config_of(minimal(), {"optim.name=sgd", "optim.weight_decay=0.3"}))))
+                  .optim.weight_decay == 0.3);
   // `auto` fits the batch
   const auto odd = config_of(minimal(), {"train.batch=6"});
   EXPECT_EQ(odd.train.lanes, 2);

@@ -111,12 +111,5 @@ TEST_F(StagesTest, AMixtureMayBeLeftToTheStages) {
   EXPECT_TRUE(load(write("again/run.yaml", to_yaml(config))) == config);
 }
 
-TEST_F(StagesTest, StepsOfDecay) {
-  EXPECT_EQ(decay_steps({.name = "cosine", .warmup = 10}, 100), 90);
-  EXPECT_EQ(decay_steps({.name = "wsd", .warmup = 10}, 100), 10);
-  EXPECT_EQ(decay_steps({.name = "wsd", .warmup = 2, .decay = 40}, 100), 40);
-  EXPECT_EQ(decay_steps({.name = "constant"}, 100), 0);
-}
-
 }  // namespace
 }  // namespace cairn::config

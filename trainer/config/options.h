@@ -86,10 +86,10 @@ struct OptimOptions {
   double lr = 1e-3;
   std::array<double, 2> betas = {0.9, 0.95};
   double eps = 1e-8;
-  double weight_decay = 0.1;
+  double weight_decay = 0.1;                                  // sgd: 0
   std::vector<std::string> decay_roles = {"matrix", "head"};  // roles of parameters that weight_decay acts on
-  double momentum = 0.95;                                     // muon, sgd
-  bool nesterov = true;                                       // muon, sgd
+  double momentum = 0.95;                                     // muon; sgd: 0.9
+  bool nesterov = true;                                       // muon; sgd: false
   int ns_steps = 5;                                           // muon
   std::string adjust_lr_fn = "original";                      // muon: original match_rms_adamw
   std::optional<double> adamw_lr;                             // muon: lr of what AdamW updates; null: lr

@@ -24,6 +24,13 @@ void collect(const Tree& tree, const std::string& path, std::map<std::string, Lo
   }
 }
 
+// SGD starts from what is usual for it: the decay is an L2 penalty there, and 0.95 is Muon's momentum.
+void defaults_of_optimizer(const Tree& tree, OptimOptions& optim) {
+  const auto* section = tree.find("optim");
+  const auto* name = section ? section->value.find("name") : nullptr;
+  if (name && name->value.scalar == "sgd") optim.weight_decay = 0.0, optim.momentum = 0.9, optim.nesterov = false;
+}
+
 RunConfig resolve(Tree tree, const std::vector<std::string>& overrides) {
   if (!tree.is_map() && !tree.is_null())
     fail(tree.where, "", fmt::format("found {}, expected keys with values", tree.found()));
@@ -37,6 +44,7 @@ RunConfig resolve(Tree tree, const std::vector<std::string>& overrides) {
   RunConfig config;
   config.locations[""] = tree.where;
   collect(tree, "", config.locations);
+  defaults_of_optimizer(tree, config.optim);
   Reader reader(tree, "", {"stages"});
   visit(reader, config);
   reader.finish();
@@ -90,13 +98,6 @@ RunConfig load(const std::filesystem::path& file, const std::vector<std::string>
 
 RunConfig parse(const std::string& yaml, const std::string& name, const std::vector<std::string>& overrides) {
   return resolve(parse_yaml(yaml, name), overrides);
-}
-
-int64_t decay_steps(const ScheduleOptions& schedule, int64_t total) {
-  if (schedule.name != "linear" && schedule.name != "cosine" && schedule.name != "wsd") return 0;
-  if (schedule.decay) return *schedule.decay;
-  const int64_t after = std::max<int64_t>(0, total - schedule.warmup);
-  return schedule.name == "wsd" ? std::min(after, std::max<int64_t>(1, total / 10)) : after;
 }
 
 }  // namespace cairn::config

@@ -69,9 +69,6 @@ RunConfig load(const std::filesystem::path& file, const std::vector<std::string>
 // The same from a string; `name` stands for the file in messages and for its folder in relative paths.
 RunConfig parse(const std::string& yaml, const std::string& name, const std::vector<std::string>& overrides = {});
 
-// The steps of decay where the schedule lasts `total` steps: schedule.decay, or what its null stands for. 0: none.
-int64_t decay_steps(const ScheduleOptions& schedule, int64_t total);
-
 // Every setting, defaults too: what run.yaml holds. load() of it gives an equal RunConfig from any folder.
 std::string to_yaml(const RunConfig& config);
 Json to_json(const RunConfig& config);

@@ -85,7 +85,7 @@ void visit(V& v, OptimOptions& o) {
   v.key("betas", o.betas, from_below(0, 1), "AdamW: decay of the two moments");
   v.key("eps", o.eps, above(0), "AdamW: added to the root of the second moment");
   v.key("weight_decay", o.weight_decay, at_least(0), "decoupled decay per unit of learning rate");
-  v.key("decay_roles", o.decay_roles, one_of({"matrix", "embedding", "head", "norm", "bias"}),
+  v.key("decay_roles", o.decay_roles, one_of({"matrix", "embedding", "head", "norm", "bias", "other"}),
         "parameters that are decayed");
   v.key("momentum", o.momentum, from_below(0, 1), "Muon, SGD");
   v.key("nesterov", o.nesterov, any(), "Muon, SGD");
