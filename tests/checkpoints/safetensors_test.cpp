@@ -193,8 +193,10 @@ TEST(Safetensors, EveryTruncationIsRefused) {
   write_safetensors(folder / "x.safetensors", all_types().views);
   const std::string whole = slurp(folder / "x.safetensors");
   for (size_t n = 0; n < whole.size(); ++n) {
-    spill(folder / "cut.safetensors", whole.substr(0, n));
-    EXPECT_THROW(Safetensors::open(folder / "cut.safetensors"), SafetensorsError) << n;
+    const fs::path cut = folder / ("cut" + std::to_string(n));  // a new file each: overwriting one waits for the disk
+    spill(cut, whole.substr(0, n));
+    EXPECT_THROW(Safetensors::open(cut), SafetensorsError) << n;
+    fs::remove(cut);
   }
 }
 
