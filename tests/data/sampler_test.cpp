@@ -105,7 +105,9 @@ void expect_close_and_consistent(const std::vector<double>& weights, int64_t dra
       // 1e-6 per draw would be the rounding of weights; within one of the weights as used always.
       ASSERT_LT(std::abs(counts[s] - (n + 1) * mixture.weight(s)), 1.0) << "draw " << n << " source " << s;
       ASSERT_LT(std::abs(mixture.weight(s) - weights[s] / sum), 1.0 / (1 << 18));
-      if (n % 97 == 0) ASSERT_EQ(mixture.count(s, n + 1), counts[s]);
+      if (n % 97 == 0) {
+        ASSERT_EQ(mixture.count(s, n + 1), counts[s]);
+      }
     }
   }
 }

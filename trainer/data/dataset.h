@@ -89,6 +89,13 @@ class Dataset {
   int32_t source_index(const std::string& name) const;  // throws std::invalid_argument naming the sources there are
   std::vector<int32_t> document_ids(int32_t source, int64_t document) const;
   std::string document_text(int32_t source, int64_t document) const;
+  std::string text(
+      const std::vector<int32_t>& ids) const;  // throws std::invalid_argument where the encoding cannot decode
+  struct Piece {
+    int64_t document, offset, tokens;
+  };
+  // The documents that a row of training reads, in order.
+  std::vector<Piece> pieces(const Provenance& row, int64_t context) const;
   // The rows of the steps 1 .. last_step (of all steps with -1, where they end) that read a part of the document.
   std::vector<Sighting> where(int32_t source, int64_t document, int64_t last_step = -1) const;
   // Reads everything again and throws std::runtime_error naming what differs: the start trusts path, size and time of a
