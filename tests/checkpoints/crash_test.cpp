@@ -119,13 +119,12 @@ TEST(StoreCrash, KilledAtThirtyRandomMoments) {
   int64_t newest_before = 0, kills_with_leftovers = 0, commits = 0;
   for (int round = 0; round < 30; ++round) {
     Child child(run);
-    // Half of the kills at any moment of a fresh start, half in the midst of commits.
+    // Half of the kills at any moment of a start, half after a commit, in the midst of the next ones.
     if (round % 2) {
       char c;
       EXPECT_EQ(::read(child.from, &c, 1), 1);
-      ::fcntl(child.from, F_SETFL, 0);
     }
-    std::this_thread::sleep_for(std::chrono::microseconds(random() % (round % 2 ? 60'000 : 90'000)));
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % (round % 2 ? 150'000 : 90'000)));
     const int64_t said = child.kill_and_listen();
 
     for (const char* place : {"", "checkpoints"})
@@ -160,7 +159,7 @@ TEST(StoreCrash, KilledAtThirtyRandomMoments) {
   }
   std::printf("30 kills: %ld commits, %ld leftovers seen\n", static_cast<long>(commits),
               static_cast<long>(kills_with_leftovers));
-  EXPECT_GT(commits, 15);
+  EXPECT_GE(commits, 15) << "one a round that waited for it";
   Store store(run, Store::Mode::write);  // the lock went with its holder
   EXPECT_EQ(store.newest_valid().step->step, newest_before);
 }

@@ -108,7 +108,7 @@ void TensorBoardWriter::event(int64_t step, std::string_view body) {
   std::string message;
   put_key(message, 1, fixed64);  // Event.wall_time
   put_raw(message, now());
-  put_int(message, 2, step);  // Event.step
+  if (step != 0) put_int(message, 2, step);  // Event.step; a zero is not written in proto3
   message += body;
   std::string size;
   put_raw(size, static_cast<uint64_t>(message.size()));
