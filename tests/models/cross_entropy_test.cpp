@@ -135,8 +135,18 @@ TEST(CrossEntropy, ExtremeLogits) {
   const auto masked = linear_cross_entropy(hidden, at::zeros({5000, 1}), bias, targets, {}, true, {}, {});
   EXPECT_NEAR(masked.nll, 8 * std::log(10.0), 1e-5);
   EXPECT_TRUE(masked.dhidden.isfinite().all().item<bool>());
+  // Logits spread over hundreds: no denormal gradient, which would slow the products down.
+  auto dweight = at::zeros({6000, 8});
+  linear_cross_entropy(at::eye(8), random_floats({6000, 8}, 1, 40), {}, targets, {.scale = 1e-6}, true, dweight, {});
+  const auto size = dweight.abs();  // dlogits^T times the identity
+  EXPECT_EQ((size.gt(0) & size.lt(1e-31)).sum().item<int64_t>(), 0);
+  EXPECT_GT(size.eq(0).sum().item<int64_t>(), 0);
   // A NaN in the hidden states is reported as such.
   EXPECT_TRUE(std::isnan(linear_cross_entropy(hidden * std::nan(""), weight, {}, targets, {}, false, {}, {}).nll));
+  EXPECT_TRUE(linear_cross_entropy(hidden * std::nan(""), weight, {}, targets, {}, true, {}, {})
+                  .dhidden.isnan()
+                  .all()
+                  .item<bool>());
 }
 
 TEST(CrossEntropy, SameBitsEverywhere) {
