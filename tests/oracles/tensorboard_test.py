@@ -30,7 +30,7 @@ with tempfile.TemporaryDirectory() as folder:
     files = sorted(Path(folder).iterdir())
     assert len(files) == 2, files
     events = [[Event.FromString(e) for e in RawEventFileLoader(str(f)).Load()] for f in files]
-    assert len(events[0]) == 26 and len(events[1]) == 7, [len(e) for e in events]
+    assert len(events[0]) == 27 and len(events[1]) == 7, [len(e) for e in events]
     assert all(e[0].file_version == "brain.Event:2" for e in events)
     assert events[1][1].session_log.status == 1 and events[1][1].step == 11
     assert all(abs(e.wall_time - files[0].stat().st_mtime) < 60 for f in events for e in f)

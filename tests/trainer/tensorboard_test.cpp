@@ -62,17 +62,18 @@ std::vector<std::string> records(const fs::path& path) {
 TEST(TensorBoard, FramesAndBytes) {
   const Folder folder;
   TensorBoardWriter writer(folder.path / "logs");
-  EXPECT_EQ(records(writer.path()).size(), 1u) << "the version is there at once";
+  EXPECT_EQ(records(writer.path()).size(), 2u) << "version and session start are there at once";
   writer.scalar("loss", 1.5, 300);
-  EXPECT_EQ(records(writer.path()).size(), 1u) << "gathered until the flush";
+  EXPECT_EQ(records(writer.path()).size(), 2u) << "gathered until the flush";
   writer.flush();
   const auto found = records(writer.path());
-  ASSERT_EQ(found.size(), 2u);
+  ASSERT_EQ(found.size(), 3u);
   EXPECT_EQ(found[0].substr(9),
             "\x1a\x0d"
             "brain.Event:2");
   // step 300; summary { value { tag: "loss" simple_value: 1.5 } }
-  EXPECT_EQ(found[1].substr(9), std::string("\x10\xac\x02\x2a\x0d\x0a\x0b\x0a\x04loss\x15\0\0\xc0\x3f", 18));
+  EXPECT_EQ(found[1].substr(9), "\x3a\x02\x08\x01");  // session_log { status: START }, step 0
+  EXPECT_EQ(found[2].substr(9), std::string("\x10\xac\x02\x2a\x0d\x0a\x0b\x0a\x04loss\x15\0\0\xc0\x3f", 18));
   for (int k = 0; k < 5000; ++k) writer.scalar("loss", k, 301 + k);
   EXPECT_GT(records(writer.path()).size(), 1000u) << "a long run does not wait for a flush";
 }

@@ -57,14 +57,17 @@ uint32_t masked_crc(std::string_view bytes) {
 
 double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
 
-// TensorBoard reads the files of a folder in the order of their names: this one has to come after those that are there,
-// even when the clock went back or a run was resumed within the second.
-int64_t next_stamp(const fs::path& folder) {
+// TensorBoard reads the files of a folder in the order of their names: a new one has to come after those that are
+// there, even when the clock went back or a run was resumed within the second. `first`: none are there.
+int64_t next_stamp(const fs::path& folder, bool& first) {
   int64_t stamp = static_cast<int64_t>(now());
+  first = true;
   constexpr std::string_view prefix = "events.out.tfevents.";
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(prefix)) stamp = std::max<int64_t>(stamp, std::atoll(name.c_str() + prefix.size()) + 1);
+    if (!name.starts_with(prefix)) continue;
+    stamp = std::max<int64_t>(stamp, std::atoll(name.c_str() + prefix.size()) + 1);
+    first = false;
   }
   return stamp;
 }
@@ -77,17 +80,21 @@ TensorBoardWriter::TensorBoardWriter(const fs::path& folder, int64_t purge_step)
   if (error) throw std::runtime_error(fmt::format("cannot create the folder {}: {}", folder.string(), error.message()));
   std::array<char, 256> host{};
   ::gethostname(host.data(), host.size() - 1);
-  path_ = folder / fmt::format("events.out.tfevents.{:010}.{}.{}", next_stamp(folder), host.data(), ::getpid());
+  bool first = true;
+  const int64_t stamp = next_stamp(folder, first);
+  path_ = folder / fmt::format("events.out.tfevents.{:010}.{}.{}", stamp, host.data(), ::getpid());
   fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0644);
   if (fd_ < 0) throw std::runtime_error(fmt::format("cannot create {}: {}", path_.string(), std::strerror(errno)));
   std::string version;
   put_bytes(version, 3, "brain.Event:2");  // Event.file_version: from 2 on a session start purges
   event(0, version);
-  if (purge_step >= 0) {
+  // NOTE: the page's reader takes the first session start that it sees for the beginning and purges from the second on,
+  // so the first file needs one as well.
+  if (purge_step >= 0 || first) {
     std::string session, start;
     put_int(session, 1, 1);        // SessionLog.status = START
     put_bytes(start, 7, session);  // Event.session_log
-    event(purge_step, start);
+    event(std::max<int64_t>(purge_step, 0), start);
   }
   flush();
 }
