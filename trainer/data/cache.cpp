@@ -150,12 +150,16 @@ CacheLock::CacheLock(const std::string& path) {
                                          above.native(), error.message()));
   const std::string lock = path + ".lock";
   fd_ = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (fd_ < 0)
+  if (fd_ < 0) {  // a cache that may only be read serves what it has
+    if (fs::exists(path)) return;
     throw std::runtime_error(fmt::format("{}: cannot be written: {}; set data.cache", lock, std::strerror(errno)));
+  }
   while (::flock(fd_, LOCK_EX) != 0 && errno == EINTR) {
   }
 }
-CacheLock::~CacheLock() { ::close(fd_); }
+CacheLock::~CacheLock() {
+  if (fd_ >= 0) ::close(fd_);
+}
 
 void ProgressTimer::report(const Progress& progress) {
   if (!callback_) return;

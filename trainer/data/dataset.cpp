@@ -10,6 +10,7 @@
 
 #include "trainer/data/cache.h"
 #include "trainer/data/documents.h"
+#include "trainer/data/packing.h"
 #include "trainer/data/permutation.h"
 #include "trainer/data/sampler.h"
 #include "trainer/data/token_view.h"
@@ -193,70 +194,15 @@ struct Dataset::Impl {
     }
     return stages[0].data.mask_documents;
   }
-
-  // Row `row` of the batch = tokens [first, first + context] of the view; padded where the view ends before.
-  void fill(Batch& batch, int64_t row, const TokenView& view, int64_t first, bool mask, Provenance from) const {
-    const int64_t context = batch.context, known = std::min(context + 1, view.tokens() - first);
-    std::vector<int32_t> ids(context + 1, std::max(encoding.eos, 0));
-    std::vector<TokenView::Span> spans;
-    view.read(first, known, ids.data(), spans);
-    const auto beyond = std::find_if(ids.begin(), ids.end(), [&](int32_t id) { return id >= encoding.vocab_size; });
-    if (beyond != ids.end()) {
-      int64_t at = beyond - ids.begin();
-      auto span = spans.begin();
-      for (; at >= span->count; ++span) at -= span->count;
-      throw std::runtime_error(
-          fmt::format("{}: the id is {}, but the vocabulary has {} entries; the file was changed",
-                      view.store().where(view.store().document_begin(span->document) + span->offset + at), *beyond,
-                      encoding.vocab_size));
-    }
-    int32_t* inputs = batch.inputs.data() + row * context;
-    int32_t* targets = batch.targets.data() + row * context;
-    int32_t* positions = batch.positions.data() + row * context;
-    int32_t* segments = batch.segments.data() + row * context;
-    std::copy_n(ids.begin(), context, inputs);
-    std::copy_n(ids.begin() + 1, context, targets);
-    std::fill(targets + std::min(known - 1, context), targets + context, -1);
-    int64_t begin = 0;
-    for (size_t s = 0; s < spans.size(); ++s) {
-      const int64_t end = s + 1 < spans.size() ? begin + spans[s].count : context;  // padding counts to the last
-      for (int64_t t = begin; t < std::min(end, context); ++t) {
-        positions[t] = static_cast<int32_t>(mask ? t - begin : t);
-        segments[t] = mask ? static_cast<int32_t>(s) : 0;
-      }
-      if (mask && s + 1 < spans.size() && end >= 1 && end <= context) targets[end - 1] = -1;
-      begin = end;
-    }
-    from.document = spans[0].document;
-    from.offset = spans[0].offset;
-    batch.provenance[row] = from;
-  }
 };
 
 namespace {
-Batch empty_batch(int64_t rows, int64_t context) {
-  Batch batch;
-  batch.rows = rows;
-  batch.context = context;
-  const auto size = static_cast<size_t>(rows * context);
-  batch.inputs.resize(size);
-  batch.targets.resize(size);
-  batch.positions.resize(size);
-  batch.segments.resize(size);
-  batch.provenance.resize(static_cast<size_t>(rows));
-  return batch;
-}
-
 void check_rows(int64_t first, int64_t count, int64_t rows, const std::string& what) {
   if (first < 0 || count < 0 || first + count > rows) {
     throw std::invalid_argument(fmt::format("rows {} to {} of {}, which has {}", first, first + count, what, rows));
   }
 }
 }  // namespace
-
-int64_t Batch::target_count() const {
-  return std::count_if(targets.begin(), targets.end(), [](int32_t target) { return target >= 0; });
-}
 
 Dataset::Dataset(std::vector<StageData> stages, std::shared_ptr<const Tokenizer> tokenizer, uint64_t seed,
                  const ProgressCallback& progress)
@@ -307,8 +253,8 @@ Batch Dataset::batch_rows(int64_t step, int64_t first, int64_t count) const {
   Batch batch = empty_batch(count, stage.data.context);
   for (int64_t row = 0; row < count; ++row) {
     const auto draw = impl_->sampler->at(step, first + row);
-    impl_->fill(batch, row, *impl_->sources[draw.source]->train, draw.window * stage.data.context,
-                stage.data.mask_documents, {draw.source, draw.epoch, draw.window, 0, 0});
+    fill_row(batch, row, *impl_->sources[draw.source]->train, draw.window * stage.data.context,
+             stage.data.mask_documents, impl_->encoding, {draw.source, draw.epoch, draw.window, 0, 0});
   }
   return batch;
 }
@@ -330,7 +276,8 @@ Batch Dataset::validation_rows(const std::string& name, int64_t first, int64_t c
     // A fixed order that is not the text's, so that the first K rows are a sample of the set; the padded row is the
     // last.
     const int64_t window = first + row < whole ? Permutation(0, "validation " + name, 0, whole)(first + row) : whole;
-    impl_->fill(batch, row, *set.view, window * context, impl_->mask_of(context), {set.source, -1, window, 0, 0});
+    fill_row(batch, row, *set.view, window * context, impl_->mask_of(context), impl_->encoding,
+             {set.source, -1, window, 0, 0});
   }
   return batch;
 }
