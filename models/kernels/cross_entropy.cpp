@@ -11,8 +11,8 @@ namespace {
 // number of threads. Large enough that the products run at full speed and that the gradient of the weight, which every
 // chunk reads and writes once, costs little; small enough to be of no weight beside the model.
 int64_t default_chunk_rows(int64_t vocabulary) {
-  constexpr int64_t kElements = int64_t{4} << 20;  // 16 MiB of logits
-  return std::clamp<int64_t>(kElements / vocabulary / 8 * 8, 128, 1024);
+  constexpr int64_t kElements = int64_t{4} << 20;  // 16 MiB of logits; more where 256 rows need more
+  return std::clamp<int64_t>(kElements / vocabulary / 8 * 8, 256, 512);
 }
 
 // Pairwise, so that the rounding does not grow with n; a fixed tree.
