@@ -175,8 +175,7 @@ class Ranks {
                                                       {"MASTER_ADDR", "127.0.0.1"},
                                                       {"MASTER_PORT", std::to_string(port)},
                                                       {"OMP_NUM_THREADS", "1"},
-                                                      {"CAIRN_TEST_OUT", file(rank)},
-                                                      {"TORCH_CPP_LOG_LEVEL", "ERROR"}};
+                                                      {"CAIRN_TEST_OUT", folder_.string()}};
       for (const auto& [name, value] : extra) variables[name] = value;
       std::vector<std::string> block;
       for (char** entry = environ; *entry != nullptr; ++entry)
@@ -251,7 +250,8 @@ class Ranks {
 };
 
 void say(const std::string& text) {
-  std::ofstream(std::getenv("CAIRN_TEST_OUT"), std::ios::app) << text << "\n" << std::flush;
+  std::ofstream(std::string(std::getenv("CAIRN_TEST_OUT")) + "/" + std::getenv("RANK"), std::ios::app) << text << "\n"
+                                                                                                       << std::flush;
 }
 std::string variable(const char* name, const char* otherwise) {
   const char* value = std::getenv(name);
@@ -325,6 +325,25 @@ TEST(Parallel, BitsAreThoseOfOneRank) {
       }
     }
   EXPECT_EQ(std::count(expected.begin(), expected.end(), '\n'), 3);
+
+  // The same under torchrun, whose agent holds the store.
+  const std::filesystem::path python = std::filesystem::path(CAIRN_SOURCE_DIR) / ".venv/bin/python";
+  if (!std::filesystem::exists(python)) GTEST_SKIP() << "no .venv/bin/python for torchrun";
+  const auto folder = std::filesystem::temp_directory_path() / fmt::format("cairn-torchrun-{}", getpid());
+  std::filesystem::create_directories(folder);
+  const std::string command = fmt::format(
+      "CAIRN_TEST_OUT='{}' OMP_NUM_THREADS=1 '{}' -m torch.distributed.run --standalone --no-python --nproc-per-node 2 "
+      "'{}' "
+      "--gtest_filter=ParallelRank.DISABLED_train --gtest_also_run_disabled_tests --gtest_brief=1 > '{}/log' 2>&1",
+      folder.string(), python.string(), std::filesystem::read_symlink("/proc/self/exe").string(), folder.string());
+  const auto whole = [&](const char* name) {
+    std::ifstream in(folder / name);
+    return std::string(std::istreambuf_iterator<char>(in), {});
+  };
+  EXPECT_EQ(std::system(command.c_str()), 0) << whole("log");
+  EXPECT_EQ(whole("0"), expected);
+  EXPECT_EQ(whole("1"), expected);
+  std::filesystem::remove_all(folder);
 }
 
 TEST(ParallelRank, DISABLED_talk) {
@@ -368,7 +387,7 @@ TEST(ParallelRank, DISABLED_run) {
     const int64_t n = 40 * optim::kPiece;
     at::Tensor gradient = at::ones({n});
     Reducer reducer(*world, gradient, plan_buckets(n, world->size, 8 * optim::kPiece), {});
-    say("joined");
+    Reducer another(*world, gradient, plan_buckets(n, world->size, 8 * optim::kPiece), {});  // connections of its own
     for (int step = 0; step < 100'000; ++step) {
       gradient.fill_(1);
       reducer.begin();
@@ -425,6 +444,30 @@ TEST(Parallel, ARankThatDoesNotComeIsNamed) {
   for (int rank = 0; rank < 2; ++rank)
     EXPECT_NE(ranks.wait(rank, 30).output.find("error: rank 2 of 3 did not come within 2.0 s"), std::string::npos)
         << ranks.read(rank);
+}
+
+// Connecting waits for a rank that was there a moment ago.
+TEST(ParallelRank, DISABLED_connect) {
+  auto world = World::join(limited());
+  if (world->rank == 1) {
+    world->barrier();  // the one that the others' transport() begins with
+    _exit(0);
+  }
+  try {
+    world->transport("another");
+  } catch (const std::exception& e) {
+    say(e.what());
+    world->leave(e.what());
+  }
+}
+TEST(Parallel, ARankLostWhileConnectingIsNamed) {
+  Ranks ranks("connect", 4, {{"CAIRN_TEST_LIMIT", "2000"}});
+  for (int rank : {0, 2, 3}) {
+    const Outcome outcome = ranks.wait(rank, 30);
+    EXPECT_EQ(outcome.status, 0) << ranks.log(rank);
+    EXPECT_EQ(outcome.output.find("rank 1 of 4 is lost"), 0u) << outcome.output;
+    EXPECT_LT(outcome.seconds, 20);
+  }
 }
 
 TEST(Parallel, BackendsThatAreNotThereAreRefused) {

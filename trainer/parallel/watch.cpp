@@ -34,6 +34,17 @@ std::string ranks_text(const std::vector<int>& ranks, int size) {
   return fmt::format("{} {} of {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "), size);
 }
 
+std::vector<int> numbers_of(const std::string& text) {  // "1,2,3", up to a colon
+  std::vector<int> numbers;
+  if (text.empty() || text[0] == ':') return numbers;
+  for (size_t at = 0; at < text.size() && (at == 0 || text[at - 1] == ',');) {
+    numbers.push_back(std::atoi(text.c_str() + at));
+    at = std::min(text.find_first_of(",:", at), text.size() - 1) + 1;
+  }
+  return numbers;
+}
+
+constexpr const char* kLate = "late";
 constexpr const char* kAdvice = "; this run cannot go on without it: resume from the last checkpoint";
 
 }  // namespace
@@ -47,22 +58,43 @@ Watch::Watch(c10::intrusive_ptr<c10d::Store> store, int rank, int size, int host
       period_(period_of(limit, size)),
       who_(this_process()),
       signs_(size) {
+  say_hello();
+  for (auto& sign : signs_) sign.changed = Clock::now();
+  thread_ = std::thread([this] { beat_loop(); });
+}
+
+void Watch::say_hello() {
   const auto begin = Clock::now();
-  store_->set(key(rank_), bytes(fmt::format("0|r||{}", who_)));
+  const auto late = [&](const std::vector<int>& ranks) {
+    return RankLost(ranks,
+                    fmt::format("{} did not come within {:.1f} s of the start; look at what {} printed",
+                                ranks_text(ranks, size_), limit_.count() / 1e3, ranks.size() == 1 ? "it" : "they"));
+  };
   std::vector<int> missing;
   for (int other = 0; other < size_; ++other)
     if (other != rank_) missing.push_back(other);
-  while (true) {
-    std::erase_if(missing, [&](int other) { return store_->check({key(other)}); });
-    if (missing.empty()) break;
-    if (Clock::now() - begin > limit_)
-      throw RankLost(
-          missing, fmt::format("{} did not come within {:.1f} s of the start; look at what {} printed",
-                               ranks_text(missing, size_), limit_.count() / 1e3, missing.size() == 1 ? "it" : "they"));
-    std::this_thread::sleep_for(milliseconds(10));
+  try {
+    store_->set(key(rank_), bytes(fmt::format("0|r||{}", who_)));
+    while (true) {
+      std::erase_if(missing, [&](int other) { return store_->check({key(other)}); });
+      if (missing.empty()) return;
+      if (store_->check({kLate})) throw late(numbers_of(text_of(store_->get(kLate))));
+      if (Clock::now() - begin > limit_) {
+        store_->set(kLate, bytes(fmt::format("{}", fmt::join(missing, ","))));
+        if (rank_ == host_)
+          std::this_thread::sleep_for(milliseconds(500));  // the others read it before the store closes
+        throw late(missing);
+      }
+      std::this_thread::sleep_for(milliseconds(10));
+    }
+  } catch (const RankLost&) {
+    throw;
+  } catch (const std::exception&) {
+    throw RankLost(
+        host_ >= 0 ? std::vector<int>{host_} : std::vector<int>{},
+        fmt::format("{} closed the store of this run while the ranks were gathering; look at what it printed",
+                    host_ >= 0 ? fmt::format("rank {} of {}", host_, size_) : "the launcher"));
   }
-  for (auto& sign : signs_) sign.changed = Clock::now();
-  thread_ = std::thread([this] { beat_loop(); });
 }
 
 Watch::~Watch() {
@@ -151,12 +183,8 @@ void Watch::judge() {
                   fmt::format("rank {} of {} stopped ({}): {}", other, size_, signs_[other].who, signs_[other].text));
   for (int other = 0; other < size_; ++other)
     if (signs_[other].state == 'x') {
-      std::vector<int> ranks;
       const std::string& text = signs_[other].text;
-      const size_t colon = text.find(':');
-      for (size_t at = 0; at < colon; at = text.find_first_of(",:", at) + 1)
-        ranks.push_back(std::atoi(text.c_str() + at));
-      return lose(std::move(ranks), text.substr(colon + 1));
+      return lose(numbers_of(text), text.substr(text.find(':') + 1));
     }
   if (store_gone_)
     return lose(host_ >= 0 ? std::vector<int>{host_} : std::vector<int>{},
@@ -179,6 +207,11 @@ void Watch::guard(Pending* exchange) {
   std::lock_guard lock(mutex_);
   if (!verdict_.empty()) throw RankLost(lost_, verdict_);
   guarded_.insert(exchange);
+}
+
+void Watch::check() {
+  std::lock_guard lock(mutex_);
+  if (!verdict_.empty()) throw RankLost(lost_, verdict_);
 }
 
 void Watch::forget(Pending* exchange) {

@@ -29,6 +29,7 @@ class Watch {
   // forget().
   void guard(Pending* exchange);
   void forget(Pending* exchange);
+  void check();  // throws RankLost where a rank is known to be gone
 
   // After an exchange failed with `what`: waits for the signs to tell who is missing, a few beats at most, and throws
   // RankLost; where every rank lives, std::runtime_error.
@@ -47,6 +48,7 @@ class Watch {
     std::string who;   // host and process
     std::chrono::steady_clock::time_point changed;
   };
+  void say_hello();
   void beat_loop();
   void beat();
   void judge();  // under the mutex: fills verdict_ where a rank is found gone

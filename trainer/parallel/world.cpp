@@ -2,7 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <c10/util/Logging.h>
+
+#include <cstdlib>
 #include <cstring>
+#include <future>
+#include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -16,6 +21,7 @@ struct World::Impl {
   WorldOptions options;
   c10::intrusive_ptr<c10d::Store> store;  // last to go
   std::unique_ptr<Watch> watch;
+  int groups = 0;
   std::unique_ptr<Transport> small;  // of the main thread's exchanges
 
   // mine to all; theirs[r] from rank r (theirs[own] is left alone).
@@ -66,6 +72,9 @@ std::unique_ptr<World> World::join(const Launch& launch, const WorldOptions& opt
   std::unique_ptr<World> world(new World(launch, options));
   if (launch.size == 1) return world;
   check_backend(options.backend);
+  // c10d reports a closed connection with pages of C++ frames; the errors thrown here say what happened.
+  setenv("TORCH_CPP_LOG_LEVEL", "FATAL", 0);
+  c10::initLogging();
   Impl& impl = *world->impl_;
   impl.store = make_store(launch, options);
   impl.watch = std::make_unique<Watch>(impl.store->clone(), launch.rank, launch.size, launch.launcher_store ? -1 : 0,
@@ -97,24 +106,36 @@ std::unique_ptr<Transport> World::transport(const std::string& name) {
     };
     return std::make_unique<Alone>();
   }
+  if (impl.small) barrier();  // a rank that comes late is waited for here, where a lost one is found out
   GroupPlace place;
-  place.store = c10::make_intrusive<c10d::PrefixStore>("group/" + name, impl.store);
+  // A name of its own for every group: addresses of an older one must not be met again.
+  place.store = c10::make_intrusive<c10d::PrefixStore>(fmt::format("group/{}-{}", impl.groups++, name), impl.store);
   place.rank = rank;
   place.size = size;
   place.address = impl.launch.address;
   place.several_machines = impl.launch.local_size < size;
   place.limit = impl.options.limit;
   place.patience = impl.options.patience;
-  c10::intrusive_ptr<c10d::Backend> group;
+  // Connecting cannot be ended from outside and may take several times the limit, so it has a thread to itself; where a
+  // rank is lost meanwhile that thread is left behind, in a process that is about to end.
+  std::promise<c10::intrusive_ptr<c10d::Backend>> promise;
+  auto future = promise.get_future();
+  std::thread([promise = std::move(promise), backend = impl.options.backend, place]() mutable {
+    try {
+      promise.set_value(make_group(backend, place));
+    } catch (...) {
+      promise.set_exception(std::current_exception());
+    }
+  }).detach();
+  while (future.wait_for(std::chrono::milliseconds(20)) != std::future_status::ready) impl.watch->check();
   try {
-    group = make_group(impl.options.backend, place);
+    return std::make_unique<GroupTransport>(future.get(), *impl.watch);
   } catch (const std::invalid_argument&) {
     throw;
   } catch (const std::exception& e) {
     const std::string what = e.what();
     impl.watch->explain(fmt::format("connecting '{}': {}", name, what.substr(0, what.find('\n'))));
   }
-  return std::make_unique<GroupTransport>(std::move(group), *impl.watch);
 }
 
 std::vector<double> World::gather(const std::vector<double>& values) {
