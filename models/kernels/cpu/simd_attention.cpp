@@ -19,14 +19,24 @@ void Pack(Rows rows, int64_t count, int64_t dim, int64_t padded, float scale, fl
   if (transposed != nullptr) Transpose(rows, count, dim, scale, transposed);
 }
 
+// Reduces four rows of a tile at once: body(row) gives the F16 of a row, to[row] receives its reduction.
+template <class Pair, class Body>
+HWY_INLINE void ReduceRows(int64_t rows, float* to, const Body& body) {
+  for (int64_t r = 0; r < rows; r += 4) {
+    F16 part[4];
+    for (int64_t i = 0; i < 4; ++i) part[i] = r + i < rows ? body(r + i) : Zero();
+    hn::StoreU(ReduceFour<Pair>(part[0], part[1], part[2], part[3]), hn::FixedTag<float, 4>(), to + r);
+  }
+}
+
 // Scores [rows, 64] as the product left them -> log2 units, -inf where not seen; their maximum by row.
 template <class FirstOf, class LastOf>
 HWY_INLINE void Maximum(const AttentionCall& call, int64_t rows, bool whole, const FirstOf& first, const LastOf& last,
                         float* scores, float* maximum) {
   const F16 nothing = Set(kNothing);
-  for (int64_t r = 0; r < rows; ++r) {
+  ReduceRows<MaxPair>(rows, maximum, [&](int64_t r) CAIRN_LAMBDA {
     float* row = scores + r * kTile;
-    F16 s[kQuads], most = nothing;
+    F16 s[kQuads];
     for (size_t q = 0; q < kQuads; ++q) s[q] = Load(row + q * kLanes);
     if (call.cap > 0)
       for (size_t q = 0; q < kQuads; ++q) s[q] = Set(call.cap) * Tanh(s[q]);
@@ -35,14 +45,13 @@ HWY_INLINE void Maximum(const AttentionCall& call, int64_t rows, bool whole, con
         s[q] = Within(s[q], q, static_cast<float>(first(r)), static_cast<float>(last(r)), nothing);
     if (!whole || call.cap > 0)
       for (size_t q = 0; q < kQuads; ++q) Store(s[q], row + q * kLanes);
-    most = Max(Max(s[0], s[1]), Max(s[2], s[3]));
-    maximum[r] = ReduceMax(most);
-  }
+    return Max(Max(s[0], s[1]), Max(s[2], s[3]));
+  });
 }
 
 // Scores -> 2^(score - maximum of the row), and their sum by row.
 HWY_INLINE void Exponentials(int64_t rows, const float* maximum, float* scores, float* sum) {
-  for (int64_t r = 0; r < rows; ++r) {
+  ReduceRows<SumPair>(rows, sum, [&](int64_t r) CAIRN_LAMBDA {
     float* row = scores + r * kTile;
     const F16 base = Set(maximum[r] == kNothing ? 0.0f : maximum[r]);
     F16 p[kQuads];
@@ -50,8 +59,8 @@ HWY_INLINE void Exponentials(int64_t rows, const float* maximum, float* scores, 
       p[q] = Exp2(Load(row + q * kLanes) - base);
       Store(p[q], row + q * kLanes);
     }
-    sum[r] = ReduceSum((p[0] + p[1]) + (p[2] + p[3]));
-  }
+    return (p[0] + p[1]) + (p[2] + p[3]);
+  });
 }
 
 // The running softmax of up to 64 rows, joined with one more tile.

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "models/kernels/cpu/lanes16.h"
+#include "models/kernels/cpu/reduce_four.h"
 #include "models/kernels/cpu/simd_attention.h"
 
 HWY_BEFORE_NAMESPACE();

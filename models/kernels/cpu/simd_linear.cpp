@@ -7,14 +7,14 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "models/kernels/cpu/simd_linear.cpp"
 #include "hwy/foreach_target.h"
-#include "models/kernels/cpu/lanes16.h"
+#include "models/kernels/cpu/reduce_four.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace cairn::kernels::HWY_NAMESPACE {
 
 struct FewRows {
   const float* x;
-  int64_t in;
+  int64_t rows, in;
   const float* weight;
   int64_t weight_stride;
   const float* bias;
@@ -22,52 +22,67 @@ struct FewRows {
   int64_t y_stride;
 };
 
-// kOut rows of the weight against kRows rows of x, all sums in registers.
+constexpr int kStripRows = 4;  // weight rows that are read side by side
+constexpr int kMostRows = kParts == 1 ? 4 : 2;
+
+// Weight rows [out, out + kOut) against rows [row, row + kRows) of x, all sums in registers. Fetches the same weight
+// rows of the next strip meanwhile, those whose number is `turn` modulo `turns`: otherwise memory would rest in all
+// turns but the first.
 template <int kRows, int kOut>
-HWY_INLINE void Dots(const FewRows& f, int64_t row, int64_t out) {
+HWY_INLINE void Dots(const FewRows& f, int64_t row, int64_t out, int turn, int turns) {
   const float* HWY_RESTRICT w = f.weight + out * f.weight_stride;
   const float* HWY_RESTRICT x = f.x + row * f.in;
   F16 sum[kRows][kOut];
   for (auto& line : sum)
     for (auto& s : line) s = Zero();
+  bool fetch[kOut];
+  for (int o = 0; o < kOut; ++o) fetch[o] = o % turns == turn;
   ForColumns(f.in, [&](size_t i, auto part) CAIRN_LAMBDA {
     F16 a[kRows];
 #pragma GCC unroll 8
     for (int n = 0; n < kRows; ++n) a[n] = Load(x + n * f.in + i, part);
 #pragma GCC unroll 8
     for (int o = 0; o < kOut; ++o) {
-      const F16 b = Load(w + o * f.weight_stride + i, part);
+      const float* from = w + o * f.weight_stride + i;
+      if (fetch[o]) __builtin_prefetch(from + kStripRows * f.weight_stride, 0, 2);
+      const F16 b = Load(from, part);
 #pragma GCC unroll 8
       for (int n = 0; n < kRows; ++n) sum[n][o] = MulAdd(a[n], b, sum[n][o]);
     }
   });
-  for (int n = 0; n < kRows; ++n)
-    for (int o = 0; o < kOut; ++o) {
-      const float dot = ReduceSum(sum[n][o]);
-      f.y[(row + n) * f.y_stride + out + o] = f.bias != nullptr ? dot + f.bias[out + o] : dot;
-    }
+  for (int n = 0; n < kRows; ++n) {
+    float dot[4];
+    const auto at = [&](int o) { return sum[n][o < kOut ? o : 0]; };
+    hn::StoreU(SumFour(at(0), at(1), at(2), at(3)), hn::FixedTag<float, 4>(), dot);
+    for (int o = 0; o < kOut; ++o)
+      f.y[(row + n) * f.y_stride + out + o] = f.bias != nullptr ? dot[o] + f.bias[out + o] : dot[o];
+  }
 }
 
-template <int kRows>
-HWY_INLINE void Strip(const FewRows& f, int64_t row, int64_t out, int64_t count) {
-  if (count == 4) {
-    Dots<kRows, 4>(f, row, out);
-  } else {
-    for (int64_t o = 0; o < count; ++o) Dots<kRows, 1>(f, row, out + o);
-  }
+// All rows of x against kOut weight rows, which stay in the first cache between the turns.
+template <int kOut>
+HWY_INLINE void AllRows(const FewRows& f, int64_t out) {
+  const int turns = static_cast<int>(f.rows / kMostRows) + (f.rows % kMostRows >= 2) + f.rows % 2;
+  int turn = 0;
+  int64_t row = 0;
+  for (; row + kMostRows <= f.rows; row += kMostRows) Dots<kMostRows, kOut>(f, row, out, turn++, turns);
+  if (row + 2 <= f.rows) Dots<2, kOut>(f, row, out, turn++, turns), row += 2;
+  if (row < f.rows) Dots<1, kOut>(f, row, out, turn, turns);
 }
 
 void FewRowsRun(const float* x, int64_t rows, int64_t in, const float* weight, int64_t weight_stride, const float* bias,
                 float* y, int64_t y_stride, int64_t begin, int64_t end) {
-  const FewRows f{x, in, weight, weight_stride, bias, y, y_stride};
-  for (int64_t out = begin; out < end; out += 4) {
-    const int64_t count = std::min<int64_t>(4, end - out);
-    // Rows of x in fours, twos, ones: the weight rows stay in the first cache between them.
-    int64_t row = 0;
-    for (; row + 4 <= rows; row += 4) Strip<4>(f, row, out, count);
-    if (row + 2 <= rows) Strip<2>(f, row, out, count), row += 2;
-    if (row < rows) Strip<1>(f, row, out, count);
+  const FewRows f{x, rows, in, weight, weight_stride, bias, y, y_stride};
+  constexpr int kOut = kParts == 1 ? 4 : 2;  // with kMostRows: as many sums as there are registers for
+  int64_t out = begin;
+  for (; out + kStripRows <= end; out += kStripRows) {
+    if (rows == 1) {
+      Dots<1, kStripRows>(f, 0, out, 0, 1);
+    } else {
+      for (int o = 0; o < kStripRows; o += kOut) AllRows<kOut>(f, out + o);
+    }
   }
+  for (; out < end; ++out) AllRows<1>(f, out);
 }
 
 void ColumnSums(const float* dy, int64_t rows, int64_t stride, float* sum, int64_t begin, int64_t end) {
