@@ -32,7 +32,8 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
     explicit Held(Run run) : run(std::move(run)) {}
     Run run;
   };
-  static variable_list forward(AutogradContext* ctx, const Variable& x, const Variable& pending, Run run) {
+  static variable_list forward(AutogradContext* ctx, const Variable& x, const std::optional<Variable>& given_pending, Run run) {
+    const at::Tensor pending = given_pending.value_or(at::Tensor());
     ctx->save_for_backward({x, pending});
     const Block::Stream out = run({x, pending});
     ctx->saved_data["run"] = c10::IValue::make_capsule(c10::make_intrusive<Held>(std::move(run)));
@@ -141,7 +142,7 @@ Block::Stream Decoder::run_block(size_t index, const Block::Stream& in, const Pa
   pass.seams->before_forward(block);
   Block::Stream stream{boundary(in.x, pass, block, false), in.pending};
   if (checkpointing_ && at::GradMode::is_enabled() && !pass.cache) {
-    const auto out = CheckpointFunction::apply(stream.x, stream.pending, [this, index, pass](const Block::Stream& s) { return blocks_[index].forward(s, pass); });
+    const auto out = CheckpointFunction::apply(stream.x, stream.pending.defined() ? std::optional<at::Tensor>(stream.pending) : std::nullopt, [this, index, pass](const Block::Stream& s) { return blocks_[index].forward(s, pass); });
     stream = {out[0], out.size() > 1 ? out[1] : at::Tensor()};
   } else {
     stream = blocks_[index].forward(stream, pass);
@@ -169,8 +170,10 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const Pass& pass) const {
 
 at::Tensor Decoder::logits(const at::Tensor& hidden, const Pass& pass) const {
   at::NoGradGuard no_grad;
-  const bool fast = !pass.reference && kernels::available(hidden);
-  at::Tensor logits = fast ? kernels::linear_forward(hidden, head_, head_bias_) : kernels::ref::linear(hidden, head_, head_bias_);
+  const at::ScalarType products = pass.products;
+  const bool fast = !pass.reference && kernels::available(hidden) && products == at::kFloat;
+  at::Tensor logits = fast ? kernels::linear_forward(hidden, head_, head_bias_)
+                           : kernels::ref::linear(hidden.to(products), head_.to(products), head_bias_.defined() ? head_bias_.to(products) : head_bias_).to(at::kFloat);
   if (config_.logit_softcap > 0) logits = at::tanh(logits / config_.logit_softcap) * config_.logit_softcap;
   return logits;
 }
@@ -179,14 +182,20 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
   at::AutoGradMode grad_mode(gradients);
   const kernels::CrossEntropyOptions options{.scale = scale, .softcap = config_.logit_softcap, .z_loss = z_loss};
   const at::Tensor hidden = this->hidden(ids, pass);
+  const bool rounded = pass.products != hidden.scalar_type();  // bf16-mixed: the head's operands too
   if (pass.reference || !kernels::available(hidden)) {
-    const auto out = kernels::ref::linear_cross_entropy(hidden, head_, head_bias_, targets, options);
+    auto operand = [&](const at::Tensor& t) { return t.defined() ? t.to(pass.products) : t; };
+    const auto out = kernels::ref::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options);
     if (gradients) torch::autograd::backward({out.loss}, {});
     return {out.nll, out.z, out.correct, out.row_nll};
   }
+  auto operand = [&](const at::Tensor& t) {
+    if (!t.defined()) return t;
+    return rounded ? t.detach().to(pass.products).to(at::kFloat) : t.detach();
+  };
   auto gradient_of = [&](const at::Tensor& t) { return gradients && t.defined() && t.requires_grad() ? t.grad() : at::Tensor(); };
-  const auto out = kernels::linear_cross_entropy(hidden.detach(), head_.detach(), head_bias_.defined() ? head_bias_.detach() : head_bias_, targets, options,
-                                                 gradients, gradient_of(head_), gradient_of(head_bias_));
+  const auto out = kernels::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options, gradients, gradient_of(head_),
+                                                 gradient_of(head_bias_));
   if (gradients) torch::autograd::backward({hidden}, {out.dhidden});
   return {out.nll, out.z, out.correct, out.row_nll};
 }

@@ -1,4 +1,5 @@
-// Models in the Hugging Face layout: a folder with config.json and model.safetensors (or shards and their index) <-> a Decoder.
+// Models in the Hugging Face layout: a folder with config.json and model.safetensors (or shards and their index) <-> a
+// Decoder.
 #pragma once
 
 #include <memory>
@@ -10,37 +11,42 @@
 
 namespace cairn {
 
-// The element type that safetensors gives a tensor's type, and back. Throws std::invalid_argument naming a type that has
-// no counterpart.
+// The element type that safetensors gives a tensor's type, and back. Throws std::invalid_argument naming a type that
+// has no counterpart.
 checkpoints::DType disk_dtype(at::ScalarType type);
 at::ScalarType torch_dtype(checkpoints::DType type);
 
 // config.json of a model folder. Throws std::runtime_error naming the file where it is missing or malformed.
 nlohmann::ordered_json read_model_config(const std::string& folder);
 
-// The model in `folder`, its weights converted to `dtype` (F64, F32, F16 and BF16 on disk). Throws models::ConfigError on a
-// setting that is not supported (its message names the file), std::runtime_error on tensors that are missing, unexpected or of another shape (all
-// named), and on pickled weights, saying how to convert them. A tied lm_head.weight may be there or not; buffers that older files hold
-// (attention masks, rotary tables) and names without the base model's prefix are fine.
-std::unique_ptr<models::Decoder> load_model(const std::string& folder, at::ScalarType dtype = at::kFloat, at::Device device = at::kCPU);
+// The model in `folder`, its weights converted to `dtype` (F64, F32, F16 and BF16 on disk). Throws models::ConfigError
+// on a setting that is not supported (its message names the file), std::runtime_error on tensors that are missing,
+// unexpected or of another shape (all named), and on pickled weights, saying how to convert them. A tied lm_head.weight
+// may be there or not; buffers that older files hold (attention masks, rotary tables) and names without the base
+// model's prefix are fine.
+std::unique_ptr<models::Decoder> load_model(const std::string& folder, at::ScalarType dtype = at::kFloat,
+                                            at::Device device = at::kCPU);
 
 // The same into a decoder that stands already. `where` heads the error messages.
 void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& weights, const std::string& where);
 
-// A model's tensors as they lie on disk: names, shapes and order of the family. Where the layout is that of the parameters the
-// views look into the flat buffer itself (so they change with it); else `owners` hold copies made now.
+// A model's tensors as they lie on disk: names, shapes and order of the family. Where the layout is that of the
+// parameters the views look into the flat buffer itself (so they change with it); else `owners` hold copies made now.
 struct DiskModel {
   std::vector<checkpoints::TensorView> views;
   std::vector<at::Tensor> owners;
 };
 DiskModel disk_model(const models::Decoder& decoder);
 
-// config.json and generation_config.json of a decoder as text; `dtype` is that of its parameters. transformers loads both.
+// config.json and generation_config.json of a decoder as text; `dtype` is that of its parameters. transformers loads
+// both.
 std::string config_text(const models::Decoder& decoder);
 std::string generation_config_text(const models::Decoder& decoder);
 
-// Writes config.json, generation_config.json and model.safetensors (shards where it is larger than `shard_bytes`) into `folder`, which is
-// created. Each file appears whole or not at all; a folder that appears whole is checkpoints::FolderCommit's business.
-void save_model(const models::Decoder& decoder, const std::string& folder, uint64_t shard_bytes = checkpoints::kShardBytes);
+// Writes config.json, generation_config.json and model.safetensors (shards where it is larger than `shard_bytes`) into
+// `folder`, which is created. Each file appears whole or not at all; a folder that appears whole is
+// checkpoints::FolderCommit's business.
+void save_model(const models::Decoder& decoder, const std::string& folder,
+                uint64_t shard_bytes = checkpoints::kShardBytes);
 
 }  // namespace cairn

@@ -5,15 +5,65 @@ namespace {
 
 // ---- the table: one line a family ----
 const Family* const kFamilies[] = {
-    &llama_family,
+    &gemma3_text_family, &gpt2_family,  &gpt_neox_family, &llama_family, &mistral_family,
+    &olmo2_family,       &olmo3_family, &qwen2_family,    &qwen3_family, &smollm3_family,
 };
+
+// ---- initialisations ----
+void keep(DecoderConfig&) {}
+void scale_residual(DecoderConfig& config) {
+  const double layers = static_cast<double>(config.blocks.size());
+  for (BlockConfig& block : config.blocks) {
+    block.attention.out_init_std = block.attention.init_std / std::sqrt(2 * layers);
+    block.feed_forward.out_init_std = block.feed_forward.init_std / std::sqrt(2 * layers);
+  }
+}
+struct Scheme {
+  const char* name;
+  void (*apply)(DecoderConfig&);
+};
+constexpr Scheme kSchemes[] = {{"default", keep}, {"normal", keep}, {"scaled", scale_residual}};
+
+void initialisation(DecoderConfig& config, const nlohmann::ordered_json& json) {
+  if (!json.contains("init") || json.at("init").is_null()) return;
+  const nlohmann::ordered_json& init = json.at("init");
+  std::string name = "default";
+  if (init.is_string()) {
+    name = init.get<std::string>();
+  } else if (init.is_object()) {
+    for (const auto& [key, value] : init.items()) {
+      if (key == "name" && value.is_string()) {
+        name = value.get<std::string>();
+      } else if (key == "std" && value.is_number() && value.get<double>() > 0) {
+        const double factor = value.get<double>() / config.init_std;
+        config.init_std = value.get<double>();
+        for (BlockConfig& block : config.blocks) {
+          for (double* std : {&block.attention.init_std, &block.attention.out_init_std, &block.feed_forward.init_std,
+                              &block.feed_forward.out_init_std}) {
+            *std *= factor;
+          }
+        }
+      } else if (key != "std" || !value.is_null()) {
+        throw ConfigError("init", fmt::format("found {}: {}, expected name (a text) and std (a number above zero)", key,
+                                              value.dump()));
+      }
+    }
+  } else {
+    throw ConfigError("init", fmt::format("found {}, expected a name or a mapping", init.dump()));
+  }
+  for (const Scheme& scheme : kSchemes) {
+    if (name == scheme.name) return scheme.apply(config);
+  }
+  throw ConfigError("init", fmt::format("found '{}', expected one of {}{}", name, fmt::join(init_names(), ", "),
+                                        did_you_mean(name, init_names())));
+}
 
 // q, k, v stacked as [3 H D, ...] <-> interleaved head by head, [H, 3, D, ...].
 at::Tensor interleave(const at::Tensor& stacked, int64_t heads, bool back) {
   auto sizes = stacked.sizes().vec();
   const int64_t width = sizes[0] / (3 * heads);
   std::vector<int64_t> split = back ? std::vector<int64_t>{heads, 3, width} : std::vector<int64_t>{3, heads, width};
-  split.insert(split.end(), sizes.begin() + 1, sizes.end());
+  for (size_t i = 1; i < sizes.size(); ++i) split.push_back(sizes[i]);
   return stacked.reshape(split).transpose(0, 1).reshape(sizes);
 }
 
@@ -23,12 +73,32 @@ void check(const DecoderConfig& config) {
   for (const BlockConfig& block : config.blocks) {
     const AttentionConfig& a = block.attention;
     if (a.num_attention_heads % a.num_key_value_heads) {
-      throw ConfigError("num_key_value_heads", fmt::format("found {}, expected a divisor of num_attention_heads ({})", a.num_key_value_heads, a.num_attention_heads));
+      throw ConfigError("num_key_value_heads", fmt::format("found {}, expected a divisor of num_attention_heads ({})",
+                                                           a.num_key_value_heads, a.num_attention_heads));
     }
-    if (a.rope && (a.rope->rotary_dim % 2 || a.rope->rotary_dim > a.head_dim)) {
-      throw ConfigError("head_dim", fmt::format("{} rotated features of {}: expected an even number, at most head_dim", a.rope->rotary_dim, a.head_dim));
+    if (!a.rope) continue;
+    const int64_t R = a.rope->rotary_dim, rounded = R + R % 2;
+    if (R < 1 || rounded > a.head_dim || (R % 2 && a.rope->rope_type == "yarn")) {
+      throw ConfigError("rope_parameters", fmt::format("RoPE rotates {} of the {} features of a head: expected at "
+                                                       "least 1, at most the head's, and pairs of them",
+                                                       R, a.head_dim));
     }
   }
+}
+
+// One view over rows that follow one another in one leaf, else a copy.
+at::Tensor stacked(const std::vector<const Parameter*>& parts) {
+  if (parts.size() == 1) return parts[0]->value();
+  int64_t rows = 0;
+  bool adjacent = true;
+  for (const Parameter* part : parts) {
+    adjacent &= part->leaf.is_same(parts[0]->leaf) && part->first_row == parts[0]->first_row + rows;
+    rows += part->rows;
+  }
+  if (adjacent) return parts[0]->leaf.detach().narrow(0, parts[0]->first_row, rows);
+  std::vector<at::Tensor> values;
+  for (const Parameter* part : parts) values.push_back(part->value());
+  return at::cat(values);
 }
 
 }  // namespace
@@ -36,29 +106,51 @@ void check(const DecoderConfig& config) {
 std::vector<const Family*> families() { return {std::begin(kFamilies), std::end(kFamilies)}; }
 
 const Family& family(const std::string& model_type) {
-  std::string known;
+  std::vector<std::string> known;
   for (const Family* f : kFamilies) {
     if (model_type == f->model_type) return *f;
-    known += (known.empty() ? "" : ", ") + std::string(f->model_type);
+    known.push_back(f->model_type);
   }
-  throw ConfigError("model_type", fmt::format("found '{}', expected one of {}", model_type, known));
+  throw ConfigError("model_type", fmt::format("found '{}', expected one of {}{}", model_type, fmt::join(known, ", "),
+                                              did_you_mean(model_type, known)));
+}
+
+std::vector<std::string> init_names() {
+  std::vector<std::string> names;
+  for (const Scheme& scheme : kSchemes) names.push_back(scheme.name);
+  return names;
 }
 
 DecoderConfig decoder_config(const nlohmann::ordered_json& json, bool strict) {
-  ConfigReader reader(json);
+  if (!json.is_object())
+    throw ConfigError("model_type", fmt::format("found {}, expected a mapping that has it", json.dump()));
+  ConfigReader reader(json, strict);
   const Family& f = family(reader.text("model_type", std::nullopt));
+  reader.require("quantization_config", nullptr, "quantized weights are not supported");
+  reader.require("add_cross_attention", false, "the decoder has no encoder beside it");
+  reader.require("is_encoder_decoder", false, "the decoder has no encoder beside it");
+  reader.ignore({"init", "architectures", "auto_map", "_name_or_path"});
+  const double dropout = reader.number("dropout", 0.0);
+  if (!(dropout >= 0 && dropout < 1))
+    throw ConfigError("dropout", fmt::format("found {}, expected a rate from 0 to below 1", dropout));
+
   DecoderConfig config = f.from_config(reader);
   config.model_type = f.model_type;
-  config.dropout = json.value("dropout", 0.0);
-  const auto unknown = reader.unknown();
-  if (strict && !unknown.empty()) {
-    auto known = reader.known();
-    throw ConfigError(unknown[0], fmt::format("unknown key for model_type {}; it knows {}", f.model_type, fmt::join(known, ", ")));
+  config.dropout = dropout;
+  initialisation(config, json);
+  if (const auto unknown = reader.unknown(); strict && !unknown.empty()) {
+    const std::string near = did_you_mean(unknown[0], reader.known());
+    throw ConfigError(unknown[0],
+                      fmt::format("unknown key for model_type {}{}", f.model_type,
+                                  near.empty() ? fmt::format("; it knows {}", fmt::join(reader.known(), ", ")) : near));
   }
   check(config);
   config.source = reader.resolved();
   config.source["architectures"] = {f.architecture};
-  config.source.erase("init");
+  config.source["initializer_range"] = config.init_std;
+  // Code and paths of the folder that this came from do not go along; a rate of zero needs no mention.
+  for (const char* key : {"init", "auto_map", "_name_or_path"}) config.source.erase(key);
+  if (dropout == 0) config.source.erase("dropout");
   return config;
 }
 
@@ -72,49 +164,53 @@ std::vector<DiskTensor> disk_tensors(const DecoderConfig& config, const Paramete
   return tensors;
 }
 
+namespace {
+
+std::vector<const Parameter*> parts_of(const DiskTensor& tensor, const Parameters& parameters) {
+  std::vector<const Parameter*> parts;
+  for (const std::string& name : tensor.parameters) parts.push_back(&parameters.at(name));
+  return parts;
+}
+
+}  // namespace
+
+std::vector<int64_t> disk_shape(const DiskTensor& tensor, const Parameters& parameters) {
+  const auto parts = parts_of(tensor, parameters);
+  std::vector<int64_t> shape = parts[0]->leaf.sizes().vec();
+  shape[0] = 0;
+  for (const Parameter* part : parts) shape[0] += part->rows;
+  if (tensor.layout == DiskLayout::transposed) std::swap(shape[0], shape[1]);
+  return shape;
+}
+
 at::Tensor to_disk(const DiskTensor& tensor, const DecoderConfig& config, const Parameters& parameters) {
   at::NoGradGuard no_grad;
-  std::vector<at::Tensor> parts;
-  for (const std::string& name : tensor.parameters) parts.push_back(parameters.at(name).value());
-  at::Tensor value = parts.size() == 1 ? parts[0] : at::cat(parts);
+  const at::Tensor value = stacked(parts_of(tensor, parameters));
   switch (tensor.layout) {
-    case DiskLayout::plain: return value;
-    case DiskLayout::transposed: return value.t().contiguous();
-    case DiskLayout::neox_qkv: return interleave(value, config.blocks[0].attention.num_attention_heads, false).contiguous();
+    case DiskLayout::plain:
+      return value;
+    case DiskLayout::transposed:
+      return value.t().contiguous();
+    case DiskLayout::neox_qkv:
+      return interleave(value, config.blocks[0].attention.num_attention_heads, false);
   }
   return value;
 }
 
 void from_disk(const DiskTensor& tensor, const at::Tensor& found, const DecoderConfig& config, Parameters& parameters) {
   at::NoGradGuard no_grad;
-  const at::Tensor expected = to_disk(tensor, config, parameters);
-  if (found.sizes() != expected.sizes()) {
-    throw std::runtime_error(fmt::format("tensor {}: found shape {}, expected {}", tensor.name, shape_text(found.sizes()), shape_text(expected.sizes())));
+  if (const auto expected = disk_shape(tensor, parameters); found.sizes() != at::IntArrayRef(expected)) {
+    throw std::runtime_error(fmt::format("tensor {}: found shape {}, expected {}", tensor.name,
+                                         shape_text(found.sizes()), shape_text(expected)));
   }
   at::Tensor value = found;
   if (tensor.layout == DiskLayout::transposed) value = found.t();
-  if (tensor.layout == DiskLayout::neox_qkv) value = interleave(found, config.blocks[0].attention.num_attention_heads, true);
+  if (tensor.layout == DiskLayout::neox_qkv)
+    value = interleave(found, config.blocks[0].attention.num_attention_heads, true);
   int64_t row = 0;
-  for (const std::string& name : tensor.parameters) {
-    at::Tensor target = parameters.at(name).value();
-    target.copy_(value.narrow(0, row, target.size(0)));
-    row += target.size(0);
-  }
-}
-
-int64_t head_width(const ConfigReader& reader, int64_t hidden_size, int64_t heads) {
-  if (hidden_size % heads && !reader.has("head_dim")) {
-    throw ConfigError("num_attention_heads", fmt::format("found {}, expected a divisor of hidden_size ({}) or a head_dim", heads, hidden_size));
-  }
-  return hidden_size / heads;
-}
-
-kernels::Activation activation(ConfigReader& reader, const std::string& key, const std::string& fallback) {
-  const std::string name = reader.text(key, fallback);
-  try {
-    return kernels::activation_from_name(name);
-  } catch (const std::invalid_argument& error) {
-    throw ConfigError(key, error.what());
+  for (const Parameter* part : parts_of(tensor, parameters)) {
+    part->value().copy_(value.narrow(0, row, part->rows));
+    row += part->rows;
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include "models/kernels/attention.h"
 #include "models/kernels/available.h"
+#include "models/kernels/norm.h"
 #include "models/kernels/ref/attention.h"
 #include "models/kernels/ref/rope.h"
 #include "models/kernels/rope.h"
@@ -19,78 +20,142 @@ struct Core : torch::CustomClassHolder {
   at::Tensor positions, cos, sin;  // cos undefined: no rotation
   bool interleaved = false;
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  AttentionConfig::QkNorm qk_norm = AttentionConfig::QkNorm::none;
+  double eps = 0, offset = 0;
 
-  // The three parts of a fused product [N, (H + 2K) D], as views.
+  // The three parts of a fused product [N, (H + 2K) D], as views [N, H, D], [N, K, D], [N, K, D].
   std::array<at::Tensor, 3> split(const at::Tensor& qkv) const {
     const at::Tensor x = qkv.view({qkv.size(0), heads + 2 * kv_heads, head_dim});
     return {x.narrow(1, 0, heads), x.narrow(1, heads, kv_heads), x.narrow(1, heads + kv_heads, kv_heads)};
+  }
+  // What q and k are normalised over: each head, or the whole row; views of the fused product.
+  std::array<at::Tensor, 2> norm_rows(const at::Tensor& qkv) const {
+    if (qk_norm == AttentionConfig::QkNorm::full)
+      return {qkv.narrow(1, 0, heads * head_dim), qkv.narrow(1, heads * head_dim, kv_heads * head_dim)};
+    const auto parts = split(qkv);
+    return {parts[0], parts[1]};
   }
   void rotate(const at::Tensor& x, bool inverse) const {
     if (cos.defined()) kernels::rope_(x, positions, cos, sin, interleaved, inverse);
   }
 };
 
-// qkv [N, (H + 2K) D] -> [N, H D]. Rotates q and k inside qkv, which the caller gives up.
+// Autograd takes an absent tensor as an empty optional, not as an undefined one.
+std::optional<at::Tensor> optional(const at::Tensor& t) {
+  return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
+}
+
+at::Tensor gradient_of(const at::Tensor& parameter) {
+  return parameter.requires_grad() ? parameter.grad() : at::Tensor();
+}
+
+// qkv [N, (H + 2K) D] -> [N, H D]: norm of q and k where there is one, rotation, attention. Without a norm q and k are
+// rotated inside qkv, which the caller gives up; the backward pass works in place in the gradient of qkv.
 struct FusedFunction : torch::autograd::Function<FusedFunction> {
-  static Variable forward(AutogradContext* ctx, const Variable& qkv, const c10::intrusive_ptr<Core>& core) {
+  static Variable forward(AutogradContext* ctx, const Variable& qkv, const std::optional<Variable>& given_q_weight,
+                          const std::optional<Variable>& given_k_weight, const c10::intrusive_ptr<Core>& core) {
+    const at::Tensor q_weight = given_q_weight.value_or(at::Tensor()), k_weight = given_k_weight.value_or(at::Tensor());
     auto [q, k, v] = core->split(qkv);
+    at::Tensor q_rstd, k_rstd;
+    if (q_weight.defined()) {
+      const auto rows = core->norm_rows(qkv);
+      const auto q_out = kernels::rms_norm_forward(rows[0], {}, q_weight, core->eps, core->offset);
+      const auto k_out = kernels::rms_norm_forward(rows[1], {}, k_weight, core->eps, core->offset);
+      q = q_out.y.view(q.sizes()), k = k_out.y.view(k.sizes());
+      q_rstd = q_out.rstd, k_rstd = k_out.rstd;
+    }
     core->rotate(q, false);
     core->rotate(k, false);
-    auto out = kernels::attention_forward(q, k, v, core->options);
-    // The rotated values are what the backward pass wants; `detach` keeps autograd from taking the change for a mistake.
-    ctx->save_for_backward({out.out});
-    ctx->saved_data["qkv"] = qkv.detach();
-    ctx->saved_data["lse"] = out.lse;
-    ctx->saved_data["core"] = c10::IValue::make_capsule(core);
-    return out.out;
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto core = c10::static_intrusive_pointer_cast<Core>(ctx->saved_data["core"].toCapsule());
-    const at::Tensor qkv = ctx->saved_data["qkv"].toTensor();
-    auto [q, k, v] = core->split(qkv);
-    const at::Tensor dqkv = at::empty_like(qkv);
-    auto [dq, dk, dv] = core->split(dqkv);
-    kernels::attention_backward(grads[0].contiguous(), q, k, v, ctx->get_saved_variables()[0], ctx->saved_data["lse"].toTensor(), core->options, dq, dk, dv);
-    core->rotate(dq, true);
-    core->rotate(dk, true);
-    return {dqkv, at::Tensor()};
-  }
-};
-
-// The same with q and k apart, as they are after their norms: q [N, H, D], k [N, K, D], both given up; v [N, K, D].
-struct SplitFunction : torch::autograd::Function<SplitFunction> {
-  static Variable forward(AutogradContext* ctx, const Variable& q, const Variable& k, const Variable& v, const c10::intrusive_ptr<Core>& core) {
-    const at::Tensor q_rotated = q.detach(), k_rotated = k.detach();
-    core->rotate(q_rotated, false);
-    core->rotate(k_rotated, false);
-    auto out = kernels::attention_forward(q_rotated, k_rotated, v, core->options);
-    ctx->save_for_backward({v, out.out});
-    ctx->saved_data["q"] = q_rotated;
-    ctx->saved_data["k"] = k_rotated;
-    ctx->saved_data["lse"] = out.lse;
+    const auto out = kernels::attention_forward(q, k, v, core->options);
+    // The kernels write through pointers, so autograd takes the rotated qkv for the one that it was given.
+    const bool normed = q_weight.defined();
+    ctx->save_for_backward({qkv, out.out, out.lse, normed ? q : at::Tensor(), normed ? k : at::Tensor(), q_weight,
+                            k_weight, q_rstd, k_rstd});
     ctx->saved_data["core"] = c10::IValue::make_capsule(core);
     return out.out;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto core = c10::static_intrusive_pointer_cast<Core>(ctx->saved_data["core"].toCapsule());
     const auto saved = ctx->get_saved_variables();
-    const at::Tensor q = ctx->saved_data["q"].toTensor(), k = ctx->saved_data["k"].toTensor();
-    const at::Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()), dv = at::empty(k.sizes(), k.options());
-    kernels::attention_backward(grads[0].contiguous(), q, k, saved[0], saved[1], ctx->saved_data["lse"].toTensor(), core->options, dq, dk, dv);
+    const at::Tensor &qkv = saved[0], &q_weight = saved[5], &k_weight = saved[6];
+    auto [q, k, v] = core->split(qkv);
+    const bool normed = q_weight.defined();
+    if (normed) q = saved[3], k = saved[4];
+    const at::Tensor dqkv = at::empty(qkv.sizes(), qkv.options());
+    auto [dq, dk, dv] = core->split(dqkv);
+    kernels::attention_backward(grads[0].contiguous(), q, k, v, saved[1], saved[2], core->options, dq, dk, dv);
+    core->rotate(dq, true);
+    core->rotate(dk, true);
+    if (normed) {
+      const auto rows = core->norm_rows(qkv), drows = core->norm_rows(dqkv);
+      kernels::rms_norm_backward(drows[0], {}, rows[0], q_weight, saved[7], core->offset, gradient_of(q_weight),
+                                 drows[0]);
+      kernels::rms_norm_backward(drows[1], {}, rows[1], k_weight, saved[8], core->offset, gradient_of(k_weight),
+                                 drows[1]);
+    }
+    return {dqkv, at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+// The same where a seam stands between the product and attention: q [N, H, D] and k [N, K, D], both normalised and both
+// given up; v [N, K, D].
+struct SplitFunction : torch::autograd::Function<SplitFunction> {
+  static Variable forward(AutogradContext* ctx, const Variable& q, const Variable& k, const Variable& v,
+                          const c10::intrusive_ptr<Core>& core) {
+    core->rotate(q, false);
+    core->rotate(k, false);
+    const auto out = kernels::attention_forward(q, k, v, core->options);
+    ctx->save_for_backward({q, k, v, out.out, out.lse});
+    ctx->saved_data["core"] = c10::IValue::make_capsule(core);
+    return out.out;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto core = c10::static_intrusive_pointer_cast<Core>(ctx->saved_data["core"].toCapsule());
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &q = saved[0], &k = saved[1];
+    const at::Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()),
+                     dv = at::empty(k.sizes(), k.options());
+    kernels::attention_backward(grads[0].contiguous(), q, k, saved[2], saved[3], saved[4], core->options, dq, dk, dv);
     core->rotate(dq, true);
     core->rotate(dk, true);
     return {dq, dk, dv, at::Tensor()};
   }
 };
 
+// Appends k and v [N, K, D] to the cache and attends from q [N, H, D]; q and k are given up.
+at::Tensor attend_cached(const Core& core, KeyValueCache& cache, int64_t block, at::Tensor q, at::Tensor k,
+                         const at::Tensor& v, bool fast) {
+  at::NoGradGuard no_grad;
+  q = q.detach(), k = k.detach();
+  if (fast) {
+    core.rotate(q, false);
+    core.rotate(k, false);
+  } else if (core.cos.defined()) {
+    q = kernels::ref::rope(q, core.positions, core.cos, core.sin, core.interleaved);
+    k = kernels::ref::rope(k, core.positions, core.cos, core.sin, core.interleaved);
+  }
+  const int64_t N = q.size(0), length = cache.length + N;
+  if (length > cache.capacity) {
+    throw std::invalid_argument(fmt::format("key/value cache: {} rows and {} new ones exceed its capacity of {}",
+                                            cache.length, N, cache.capacity));
+  }
+  cache.keys[block].narrow(0, cache.length, N).copy_(k);
+  cache.values[block].narrow(0, cache.length, N).copy_(v);
+  if (fast)
+    return kernels::attention_decode(q.contiguous(), cache.keys[block], cache.values[block], length, core.options);
+  return kernels::ref::attention_decode(q, cache.keys[block], cache.values[block], length, core.options);
+}
+
 }  // namespace
 
-Attention::Attention(Parameters& parameters, const std::string& name, int64_t hidden_size, const AttentionConfig& config, int64_t block,
-                     std::shared_ptr<RopeTable> rope)
+Attention::Attention(Parameters& parameters, const std::string& name, int64_t hidden_size,
+                     const AttentionConfig& config, int64_t block, std::shared_ptr<RopeTable> rope)
     : config_(config), block_(block), rope_(std::move(rope)) {
-  const int64_t q_width = config.num_attention_heads * config.head_dim, kv_width = config.num_key_value_heads * config.head_dim;
-  qkv_proj_ = Linear(parameters, {{name + ".q_proj", q_width}, {name + ".k_proj", kv_width}, {name + ".v_proj", kv_width}}, hidden_size,
-                     {.bias = config.qkv_bias, .init_std = config.init_std, .cut = LinearCut::column});
+  const int64_t q_width = config.num_attention_heads * config.head_dim,
+                kv_width = config.num_key_value_heads * config.head_dim;
+  qkv_proj_ =
+      Linear(parameters, {{name + ".q_proj", q_width}, {name + ".k_proj", kv_width}, {name + ".v_proj", kv_width}},
+             hidden_size, {.bias = config.qkv_bias, .init_std = config.init_std, .cut = LinearCut::column});
   o_proj_ = Linear(parameters, {{name + ".o_proj", hidden_size}}, q_width,
                    {.bias = config.out_bias, .init_std = config.out_init_std, .cut = LinearCut::row});
   if (config.qk_norm != AttentionConfig::QkNorm::none) {
@@ -103,15 +168,15 @@ Attention::Attention(Parameters& parameters, const std::string& name, int64_t hi
 
 at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
   const int64_t N = x.size(0), H = config_.num_attention_heads, K = config_.num_key_value_heads, D = config_.head_dim;
-  at::Tensor qkv = qkv_proj_.forward(x, pass);  // [N, (H + 2K) D]
+  const at::Tensor qkv = qkv_proj_.forward(x, pass);  // [N, (H + 2K) D]
 
   auto core = c10::make_intrusive<Core>();
   core->heads = H, core->kv_heads = K, core->head_dim = D;
+  core->qk_norm = config_.qk_norm, core->eps = config_.norm.eps, core->offset = config_.norm.offset;
   core->positions = pass.positions;
   if (rope_) {
     core->interleaved = rope_->config().interleaved;
-    const int64_t reach = pass.cache ? pass.cache->capacity : pass.length;
-    std::tie(core->cos, core->sin) = rope_->get(reach, x.device());
+    std::tie(core->cos, core->sin) = rope_->get(pass.cache ? pass.cache->capacity : pass.length, x.device());
   }
   core->options.batch = pass.batch;
   core->options.scale = config_.scale;
@@ -122,41 +187,27 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
   core->options.dropout_key = pass.dropout_key(block_ * 4 + 1);
 
   const bool fast = !pass.reference && kernels::available(qkv);
+  if (fast && !pass.cache && !pass.seams->exchanges_attention()) {
+    return o_proj_.forward(FusedFunction::apply(qkv, optional(q_norm_.weight), optional(k_norm_.weight), core), pass);
+  }
+  auto [q, k, v] = core->split(qkv);
+  if (q_norm_.present()) {
+    const auto rows = core->norm_rows(qkv);
+    q = q_norm_.forward(rows[0], pass).view({N, H, D});
+    k = k_norm_.forward(rows[1], pass).view({N, K, D});
+  }
+  pass.seams->attention_input(q, k, v);
   at::Tensor out;  // [N, H D]
-  if (fast && !q_norm_.present() && !pass.cache && !pass.seams->exchanges_attention()) {
-    out = FusedFunction::apply(qkv, core);
+  if (pass.cache) {
+    out = attend_cached(*core, *pass.cache, block_, q, k, v, fast);
+  } else if (fast) {
+    out = SplitFunction::apply(q, k, v, core);
   } else {
-    auto [q, k, v] = core->split(qkv);
-    if (q_norm_.present()) {
-      // Over each head of width D, or over the whole row.
-      const bool full = config_.qk_norm == AttentionConfig::QkNorm::full;
-      q = q_norm_.forward(full ? qkv.narrow(1, 0, H * D) : q, pass).view({N, H, D});
-      k = k_norm_.forward(full ? qkv.narrow(1, H * D, K * D) : k, pass).view({N, K, D});
+    if (core->cos.defined()) {
+      q = kernels::ref::rope(q, pass.positions, core->cos, core->sin, core->interleaved);
+      k = kernels::ref::rope(k, pass.positions, core->cos, core->sin, core->interleaved);
     }
-    pass.seams->attention_input(q, k, v);
-    if (pass.cache) {
-      at::NoGradGuard no_grad;
-      if (core->cos.defined()) {
-        q = kernels::ref::rope(q, pass.positions, core->cos, core->sin, core->interleaved);
-        k = kernels::ref::rope(k, pass.positions, core->cos, core->sin, core->interleaved);
-      }
-      KeyValueCache& cache = *pass.cache;
-      cache.keys[block_].narrow(0, cache.length, N).copy_(k);
-      cache.values[block_].narrow(0, cache.length, N).copy_(v);
-      if (fast) {
-        out = kernels::attention_decode(q.contiguous(), cache.keys[block_], cache.values[block_], cache.length + N, core->options);
-      } else {
-        out = kernels::ref::attention_decode(q, cache.keys[block_], cache.values[block_], cache.length + N, core->options);
-      }
-    } else if (fast) {
-      out = SplitFunction::apply(q, k, v, core);
-    } else {
-      if (core->cos.defined()) {
-        q = kernels::ref::rope(q, pass.positions, core->cos, core->sin, core->interleaved);
-        k = kernels::ref::rope(k, pass.positions, core->cos, core->sin, core->interleaved);
-      }
-      out = kernels::ref::attention(q, k, v, core->options);
-    }
+    out = kernels::ref::attention(q, k, v, core->options);
   }
   return o_proj_.forward(pass.seams->attention_output(out), pass);
 }

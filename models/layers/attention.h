@@ -10,7 +10,11 @@
 namespace cairn::models {
 
 struct AttentionConfig {
-  enum class QkNorm { none, head, full };  // RMSNorm of q and k over each head (Qwen3, Gemma 3), or over all heads at once (OLMo 2)
+  enum class QkNorm {
+    none,
+    head,
+    full
+  };  // RMSNorm of q and k over each head (Qwen3, Gemma 3), or over all heads at once (OLMo 2)
   int64_t num_attention_heads = 0;
   int64_t num_key_value_heads = 0;
   int64_t head_dim = 0;
@@ -30,8 +34,8 @@ class Attention {
  public:
   Attention() = default;
   // `name`: "model.layers.3.self_attn".
-  Attention(Parameters& parameters, const std::string& name, int64_t hidden_size, const AttentionConfig& config, int64_t block,
-            std::shared_ptr<RopeTable> rope);
+  Attention(Parameters& parameters, const std::string& name, int64_t hidden_size, const AttentionConfig& config,
+            int64_t block, std::shared_ptr<RopeTable> rope);
 
   // x [N, C], already normalised -> [N, C].
   at::Tensor forward(const at::Tensor& x, const Pass& pass) const;

@@ -20,13 +20,16 @@ struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    if (saved[0].requires_grad()) kernels::embedding_backward_(saved[0].grad(), grads[0].contiguous(), saved[1], ctx->saved_data["scale"].toDouble());
+    if (saved[0].requires_grad())
+      kernels::embedding_backward_(saved[0].grad(), grads[0].contiguous(), saved[1],
+                                   ctx->saved_data["scale"].toDouble());
     return {at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
-  static Variable forward(AutogradContext* ctx, const Variable& x, double p, int64_t seed, int64_t stream, int64_t first_row) {
+  static Variable forward(AutogradContext* ctx, const Variable& x, double p, int64_t seed, int64_t stream,
+                          int64_t first_row) {
     ctx->saved_data["p"] = p;
     ctx->saved_data["seed"] = seed;
     ctx->saved_data["stream"] = stream;
@@ -34,15 +37,20 @@ struct DropoutFunction : torch::autograd::Function<DropoutFunction> {
     return kernels::dropout(x, p, {static_cast<uint64_t>(seed), static_cast<uint64_t>(stream), first_row});
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const kernels::DropoutKey key{static_cast<uint64_t>(ctx->saved_data["seed"].toInt()), static_cast<uint64_t>(ctx->saved_data["stream"].toInt()),
+    const kernels::DropoutKey key{static_cast<uint64_t>(ctx->saved_data["seed"].toInt()),
+                                  static_cast<uint64_t>(ctx->saved_data["stream"].toInt()),
                                   ctx->saved_data["first_row"].toInt()};
-    return {kernels::dropout(grads[0].contiguous(), ctx->saved_data["p"].toDouble(), key), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {kernels::dropout(grads[0].contiguous(), ctx->saved_data["p"].toDouble(), key), at::Tensor(), at::Tensor(),
+            at::Tensor(), at::Tensor()};
   }
 };
 
 }  // namespace
 
 at::Tensor embed(const at::Tensor& weight, const at::Tensor& ids, double scale, const Pass& pass) {
+  // transformers rounds Gemma's scale to the type of the table.
+  if (weight.scalar_type() == at::kBFloat16)
+    scale = static_cast<double>(static_cast<float>(at::BFloat16(static_cast<float>(scale))));
   if (pass.reference || !kernels::available(weight)) return kernels::ref::embedding(weight, ids, scale);
   return EmbeddingFunction::apply(weight, ids, scale);
 }
@@ -51,7 +59,8 @@ at::Tensor dropout(const at::Tensor& x, int64_t site, const Pass& pass) {
   if (pass.dropout == 0) return x;
   const kernels::DropoutKey key = pass.dropout_key(site);
   if (pass.reference || !kernels::available(x)) return kernels::ref::dropout(x, pass.dropout, key);
-  return DropoutFunction::apply(x, pass.dropout, static_cast<int64_t>(key.seed), static_cast<int64_t>(key.stream), key.first_row);
+  return DropoutFunction::apply(x, pass.dropout, static_cast<int64_t>(key.seed), static_cast<int64_t>(key.stream),
+                                key.first_row);
 }
 
 }  // namespace cairn::models

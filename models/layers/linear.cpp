@@ -11,9 +11,13 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
+// Autograd takes an absent tensor as an empty optional, not as an undefined one.
+std::optional<at::Tensor> optional(const at::Tensor& t) { return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt; }
+
 // The weight's gradient goes straight into weight.grad inside the product, so autograd gets none for it.
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
-  static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& weight, const Variable& bias) {
+  static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& weight, const std::optional<Variable>& given_bias) {
+    const at::Tensor bias = given_bias.value_or(at::Tensor());
     ctx->save_for_backward({x, weight, bias});
     return kernels::linear_forward(x, weight, bias);
   }
@@ -52,7 +56,7 @@ at::Tensor Linear::forward(const at::Tensor& input, const Pass& pass) const {
   } else if (pass.reference || !kernels::available(x)) {
     y = kernels::ref::linear(x, weight, bias);
   } else {
-    y = LinearFunction::apply(x, weight, bias);
+    y = LinearFunction::apply(x, weight, optional(bias));
   }
   return pass.seams->linear_output(y, cut_);
 }

@@ -11,13 +11,17 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
+// Autograd takes an absent tensor as an empty optional, not as an undefined one.
+std::optional<at::Tensor> optional(const at::Tensor& t) { return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt; }
+
 at::Tensor gradient_of(const at::Tensor& parameter) {
   return parameter.defined() && parameter.requires_grad() ? parameter.grad() : at::Tensor();
 }
 
 // (sum, y): the sum is an output of its own only where there is a residual.
 struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
-  static variable_list forward(AutogradContext* ctx, const Variable& x, const Variable& residual, const Variable& weight, double eps, double offset) {
+  static variable_list forward(AutogradContext* ctx, const Variable& x, const std::optional<Variable>& given_residual, const Variable& weight, double eps, double offset) {
+    const at::Tensor residual = given_residual.value_or(at::Tensor());
     auto out = kernels::rms_norm_forward(x, residual, weight, eps, offset);
     ctx->save_for_backward({residual.defined() ? out.sum : x, weight, out.rstd});
     ctx->saved_data["offset"] = offset;
@@ -35,7 +39,8 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
 };
 
 struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
-  static variable_list forward(AutogradContext* ctx, const Variable& x, const Variable& residual, const Variable& weight, const Variable& bias, double eps) {
+  static variable_list forward(AutogradContext* ctx, const Variable& x, const std::optional<Variable>& given_residual, const Variable& weight, const std::optional<Variable>& given_bias, double eps) {
+    const at::Tensor residual = given_residual.value_or(at::Tensor()), bias = given_bias.value_or(at::Tensor());
     auto out = kernels::layer_norm_forward(x, residual, weight, bias, eps);
     ctx->save_for_backward({residual.defined() ? out.sum : x, weight, bias, out.mean, out.rstd});
     ctx->set_materialize_grads(false);
@@ -64,8 +69,8 @@ at::Tensor Norm::forward(const at::Tensor& x, const Pass& pass) const {
     return config_.kind == NormConfig::Kind::rms ? kernels::ref::rms_norm(x, weight, config_.eps, config_.offset)
                                                  : kernels::ref::layer_norm(x, weight, bias, config_.eps);
   }
-  return config_.kind == NormConfig::Kind::rms ? RmsNormFunction::apply(x, at::Tensor(), weight, config_.eps, config_.offset)[0]
-                                               : LayerNormFunction::apply(x, at::Tensor(), weight, bias, config_.eps)[0];
+  return config_.kind == NormConfig::Kind::rms ? RmsNormFunction::apply(x, std::nullopt, weight, config_.eps, config_.offset)[0]
+                                               : LayerNormFunction::apply(x, std::nullopt, weight, optional(bias), config_.eps)[0];
 }
 
 std::pair<at::Tensor, at::Tensor> Norm::add(const at::Tensor& x, const at::Tensor& residual, const Pass& pass) const {
@@ -73,8 +78,8 @@ std::pair<at::Tensor, at::Tensor> Norm::add(const at::Tensor& x, const at::Tenso
     const at::Tensor sum = x + residual;
     return {sum, forward(sum, pass)};
   }
-  const auto out = config_.kind == NormConfig::Kind::rms ? RmsNormFunction::apply(x, residual, weight, config_.eps, config_.offset)
-                                                         : LayerNormFunction::apply(x, residual, weight, bias, config_.eps);
+  const auto out = config_.kind == NormConfig::Kind::rms ? RmsNormFunction::apply(x, optional(residual), weight, config_.eps, config_.offset)
+                                                         : LayerNormFunction::apply(x, optional(residual), weight, optional(bias), config_.eps);
   return {out[1], out[0]};
 }
 
