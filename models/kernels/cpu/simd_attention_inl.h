@@ -78,9 +78,8 @@ HWY_INLINE void Block(const Product& p, int64_t row, int64_t column, int64_t k0,
 
 // Registers: MR * NV sums, NV of B, one of A.
 constexpr size_t kMaxVectors = kParts == 1 ? 4 : 2;
-constexpr size_t MostRows(size_t vectors) { return kParts == 1 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : 12) : 6; }
 
-// Rows [0, m). range(row, count) gives {columns begin, columns end, k begin, k end}; columns in multiples of 16.
+// What a row block needs: columns [n0, n1) in multiples of 16, terms [k0, k1). Multiply asks range(row, count) for it.
 struct Range {
   int64_t n0, n1, k0, k1;
 };
