@@ -8,6 +8,12 @@ function(cairn_torch_pch)
 endfunction()
 
 function(cairn_use_torch target)
+  # A precompiled header serves only where every flag is equal: programs are compiled as the libraries are.
+  get_target_property(type ${target} TYPE)
+  if(type STREQUAL EXECUTABLE)
+    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    target_compile_options(${target} PRIVATE -fPIC)
+  endif()
   target_link_libraries(${target} PUBLIC torch json)
   target_precompile_headers(${target} REUSE_FROM cairn_pch)
 endfunction()

@@ -180,6 +180,7 @@ class Loop {
       if (config_.metrics.tensorboard) board_.emplace(run_ / "tensorboard", resuming ? from + 1 : -1);
     }
     saver_ = std::make_unique<Saver>(*store_, config_, *tokenizer_, config_.checkpoints.async);
+    if (config_.checkpoints.async && writes && config_.parallel.zero == 0) saver_->reserve(*state_);
     if (!resuming && schedule_.due(0, last_.value_or(-1))) save({{"step", 0}, {"digest", state_->digest().hex()}});
     if (resuming) {
       console_.line(fmt::format("resuming {} at step {}{}", run_.string(), state_->step, last_ ? fmt::format(" of {}", *last_) : ""));
@@ -298,8 +299,10 @@ class Loop {
   void write_line(const Json& line, const config::Stage& stage) {
     if (!journal_) return;
     journal_->append(line);
-    if (!board_) return;
     const int64_t step = state_->step;
+    const auto& sample = stage.train.sample;
+    if (sample.every > 0 && step % sample.every == 0) write_sample(sample);
+    if (!board_) return;
     for (const char* key : {"loss", "grad_norm", "lr", "accuracy"}) {
       if (line.contains(key) && line.at(key).is_number()) board_->scalar(fmt::format("train/{}", key), line.at(key).get<double>(), step);
     }
@@ -309,8 +312,6 @@ class Loop {
         board_->scalar(fmt::format("eval/{}/bits_per_byte", set), values.at("bits_per_byte").get<double>(), step);
       }
     }
-    const auto& sample = stage.train.sample;
-    if (sample.every > 0 && step % sample.every == 0) write_sample(sample);
   }
 
   void write_sample(const config::SampleOptions& options) {
@@ -320,7 +321,7 @@ class Loop {
     const Generation g = Generator(state_->model(), *tokenizer_)
                              .run(prompt, {.max_tokens = options.tokens, .temperature = options.temperature, .seed = config_.seed.sample + state_->step});
     console_.line(fmt::format("  sample: {}{}", options.prompt, g.text));
-    board_->text("sample", options.prompt + g.text, state_->step);
+    if (board_) board_->text("sample", options.prompt + g.text, state_->step);
   }
 
   void save(const Json& line) {
