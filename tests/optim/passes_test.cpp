@@ -2,6 +2,7 @@
 // The vectorised passes against their plain twins, and what must not change a bit: threads, and how parameters lie in
 // memory.
 #include <gtest/gtest.h>
+#include <hwy/targets.h>
 
 #include <ATen/CPUGeneratorImpl.h>
 
@@ -122,6 +123,23 @@ TEST_P(Slices, ElementsCutAnywhereEqualTheWhole) {
   set_gradients(cut, 1);
   make_optimizer(o, halves)->step(1e-2, 0.7);
   EXPECT_TRUE(at::equal(weights(cut), expected.narrow(0, 0, weights(cut).numel())));
+}
+
+// The same bits on processors with and without AVX-512 (muon's products are MKL's, which chooses by itself).
+TEST_P(Slices, BitsAreThoseOfAvx2) {
+  for (auto type : {at::kFloat, at::kBFloat16}) {
+    Model widest = make(true, type), avx2 = make(true, type);
+    const at::Tensor expected = train(widest, options(), 3);
+    const double norm = gradient_norm(widest.gradients);
+    hwy::SetSupportedTargetsForTest(HWY_AVX2);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    const at::Tensor found = train(avx2, options(), 3);
+    const double found_norm = gradient_norm(avx2.gradients);
+    hwy::SetSupportedTargetsForTest(0);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    EXPECT_TRUE(at::equal(found, expected)) << GetParam();
+    EXPECT_EQ(found_norm, norm);
+  }
 }
 
 TEST_P(Passes, StateIsNamedLiveAndResumes) {

@@ -165,7 +165,9 @@ std::string Watch::describe(int rank) const {
 
 bool Watch::all(const char* states) const {
   for (int other = 0; other < size_; ++other)
-    if (other != rank_ && std::strchr(states, signs_[other].state) == nullptr) return false;
+    if (other != rank_ && std::strchr(states, signs_[other].state) == nullptr &&
+        std::find(lost_.begin(), lost_.end(), other) == lost_.end())
+      return false;
   return true;
 }
 

@@ -54,7 +54,7 @@ class Watch {
   void judge();  // under the mutex: fills verdict_ where a rank is found gone
   void lose(std::vector<int> ranks, const std::string& message);
   std::string describe(int rank) const;
-  bool all(const char* states) const;
+  bool all(const char* states) const;  // of the ranks that are not lost
 
   c10::intrusive_ptr<c10d::Store> store_;
   const int rank_, size_, host_;
