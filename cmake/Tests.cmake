@@ -37,7 +37,8 @@ function(cairn_tests folder)
     string(REPLACE "_test" "" stem ${stem})
     add_test(NAME ${folder}/${stem} COMMAND test_${name} --gtest_filter=${filter} --gtest_brief=1)
     cairn_labels(${source} labels)
-    set_tests_properties(${folder}/${stem} PROPERTIES LABELS "${labels}" TIMEOUT ${CAIRN_TEST_TIMEOUT})
+    # Threads that sleep instead of spinning: tests share the cores.
+    set_tests_properties(${folder}/${stem} PROPERTIES LABELS "${labels}" TIMEOUT ${CAIRN_TEST_TIMEOUT} ENVIRONMENT "OMP_WAIT_POLICY=passive")
   endforeach()
 endfunction()
 
@@ -48,6 +49,11 @@ cairn_tests(config LINK cairn_config)
 cairn_tests(data LINK cairn_data)
 cairn_tests(trainer TORCH LINK cairn_trainer)
 
+# What the parity oracle runs: loads models, computes, writes tensors for Python to compare.
+add_executable(parity_driver ${CMAKE_SOURCE_DIR}/tests/oracles/parity_driver.cpp)
+target_link_libraries(parity_driver PRIVATE cairn_trainer)
+cairn_use_torch(parity_driver)
+
 file(GLOB oracles CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/oracles/*_test.py)
 foreach(source ${oracles})
   get_filename_component(stem ${source} NAME_WE)
@@ -55,5 +61,5 @@ foreach(source ${oracles})
   add_test(NAME oracles/${stem} COMMAND ${CMAKE_SOURCE_DIR}/.venv/bin/python ${source} $<TARGET_FILE:cairn>)
   cairn_labels(${source} labels)
   set_tests_properties(oracles/${stem} PROPERTIES LABELS "${labels}" TIMEOUT ${CAIRN_TEST_TIMEOUT} SKIP_RETURN_CODE 77
-                       ENVIRONMENT "PYTHONPATH=${CMAKE_SOURCE_DIR}/tests/oracles")
+                       ENVIRONMENT "PYTHONPATH=${CMAKE_SOURCE_DIR}/tests/oracles;OMP_WAIT_POLICY=passive")
 endforeach()
