@@ -92,7 +92,8 @@ NEOX = dict(vocab_size=61, hidden_size=40, intermediate_size=52, num_hidden_laye
 GPT2 = dict(vocab_size=61, n_embd=36, n_layer=3, n_head=3, n_positions=40, layer_norm_epsilon=1e-3, bos_token_id=None, eos_token_id=None,
             attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
 
-# name, model_type, keys, what is done to config.json or to the tensors on disk before C++ reads them
+# name, model_type, keys, and what is special: `config`, `tensors`: what is done to the files before anyone reads them; `shards`: their
+# size; `length`: tokens in a row (beyond the kernels' tiles)
 CASES = [
     ("gpt2", "gpt2", GPT2, {}),
     ("gpt2 untied", "gpt2", {**GPT2, "tie_word_embeddings": False, "n_inner": 50, "activation_function": "relu",
@@ -109,9 +110,10 @@ CASES = [
     ("llama yarn", "llama", gated(head_dim=16, num_key_value_heads=1, rope_parameters={**YARN, "rope_theta": 200.0, "beta_fast": 8.0, "beta_slow": 0.5, "mscale": 0.9,
                                                                      "mscale_all_dim": 0.4, "truncate": False}), {"config": old_rope}),
     ("mistral", "mistral", gated(head_dim=14, sliding_window=7), {}),
+    ("mistral long", "mistral", gated(head_dim=14, sliding_window=70, max_position_embeddings=256), {"length": 203}),
     ("mistral no window", "mistral", gated(sliding_window=None, tie_word_embeddings=True, rope_parameters={**YARN, "rope_theta": 1e3}), {}),
     ("qwen2", "qwen2", gated(tie_word_embeddings=True), {"config": old_rope}),
-    ("qwen2 windows", "qwen2", gated(use_sliding_window=True, sliding_window=5, max_window_layers=1), {}),
+    ("qwen2 windows", "qwen2", gated(use_sliding_window=True, sliding_window=5, max_window_layers=1), {"shards": "20KB"}),
     ("qwen2 layer types", "qwen2", gated(use_sliding_window=True, sliding_window=9, layer_types=["sliding_attention", "full_attention", "sliding_attention"]), {}),
     ("qwen3", "qwen3", gated(head_dim=12, rope_parameters={**YARN, "rope_theta": 1e4}), {}),
     ("qwen3 biases, windows", "qwen3", gated(head_dim=16, attention_bias=True, tie_word_embeddings=True, use_sliding_window=True, sliding_window=6,
@@ -119,6 +121,7 @@ CASES = [
     ("gemma3", "gemma3_text", gated(head_dim=10, num_hidden_layers=4, sliding_window=6, query_pre_attn_scalar=17, final_logit_softcapping=3.0,
                                     layer_types=["sliding_attention", "full_attention"] * 2,
                                     rope_parameters=layered({"rope_type": "linear", "factor": 8.0, "rope_theta": 5e3}, {"rope_theta": 100.0})), {}),
+    ("gemma3 long", "gemma3_text", gated(head_dim=10, sliding_window=65, max_position_embeddings=256, tie_word_embeddings=True), {"length": 150}),
     ("gemma3 pattern, old keys", "gemma3_text", gated(head_dim=14, num_hidden_layers=4, sliding_window=4, sliding_window_pattern=3, attention_bias=True,
                                                       tie_word_embeddings=False), {"config": [old_rope, sliding_pattern_only]}),
     ("olmo2", "olmo2", gated(attention_bias=True), {}),
@@ -220,7 +223,8 @@ def build(case, folder, seed):
     config = transformers.AutoConfig.for_model(model_type, **keys)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     randomise(model, seed)
-    model.to(ON_DISK.get(name, torch.float32)).save_pretrained(folder)
+    model.to(ON_DISK.get(name, torch.float32)).save_pretrained(folder, **({"max_shard_size": edits["shards"]} if "shards" in edits else {}))
+    check(("shards" in edits) == (folder / "model.safetensors.index.json").exists(), f"{name}: in shards or not")
     path = folder / "config.json"
     config = json.loads(path.read_text())
     for edit in listed(edits.get("config", [])):
@@ -386,7 +390,8 @@ def main():
                 continue
             folder = root / f"{number}"
             model = build(case, folder, number)
-            ids = torch.randint(0, model.config.vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1000 + number))
+            length = case[3].get("length", LENGTH)
+            ids = torch.randint(0, model.config.vocab_size, (BATCH, length), generator=torch.Generator().manual_seed(1000 + number))
             for packed in [False] + ([True] if name in PACKED else []):
                 key = (name, packed)
                 out = root / f"out-{number}{'-packed' if packed else ''}"
