@@ -48,11 +48,10 @@ bool TokenFinder::find(std::string_view text, size_t from, Hit& hit) const {
 bool TokenFinder::fits(std::string_view text, const AddedToken& token, size_t done, size_t& begin, size_t& end) {
   const uint16_t* bmp = bmp_classes();
   int length;
-  const auto word = [&](uint32_t c) { return (char_class(bmp, c) & kWord) != 0; };
   const auto space = [&](uint32_t c) { return (char_class(bmp, c) & kSpace) != 0; };
   if (token.single_word) {
-    if (begin > 0 && word(last_code_point(text.substr(0, begin)))) return false;
-    if (end < text.size() && word(decode_utf8(text.data() + end, length))) return false;
+    if (begin > 0 && is_word(last_code_point(text.substr(0, begin)))) return false;
+    if (end < text.size() && is_word(decode_utf8(text.data() + end, length))) return false;
   }
   if (token.lstrip) {
     size_t left = begin;

@@ -29,7 +29,7 @@ void encode_json_lines(const Tokenizer& tokenizer, std::istream& in, std::ostrea
     if (!text.is_string())
       throw std::runtime_error(
           fmt::format("{}: line {}: expected one JSON string, found {}", origin, number, line.substr(0, 80)));
-    answer = "[";
+    answer.assign(1, '[');
     for (const int32_t id : tokenizer.encode(text.get_ref<const std::string&>(), add_special_tokens)) {
       if (answer.size() > 1) answer += ", ";
       answer += fmt::format_int(id).c_str();

@@ -73,11 +73,13 @@ class Replace : public Normalizer {
     if (!matches.next(m)) return;
     std::string out;
     out.reserve(text.size() + text.size() / 2);
+    const size_t first_length = text.empty() ? 0 : utf8_length(static_cast<unsigned char>(text[0]));
     size_t previous = 0;
     do {
       out.append(text, previous, m.begin - previous);
       out += content_;
-      if (m.begin == 0 && m.end > 0 && content_.empty()) head = false;
+      // What replaces several characters stands where the last of them stood.
+      if (m.begin == 0 && m.end > 0 && (content_.empty() || m.end > first_length)) head = false;
       previous = m.end;
     } while (matches.next(m));
     out.append(text, previous);
@@ -156,9 +158,25 @@ void space_around_chinese(std::string& out, uint32_t c, std::string_view bytes) 
   out += bytes;
 }
 
-void drop_nonspacing(std::string& out, uint32_t c, std::string_view bytes) {
-  if (!is_nonspacing_mark(c)) out += bytes;
-}
+// BERT's: decomposed, without the non-spacing marks.
+class DropAccents : public Normalizer {
+ public:
+  void apply(std::string& text, bool& head) const override {
+    if (is_ascii(text)) return;
+    const auto first = std::string_view(text).substr(0, utf8_length(static_cast<unsigned char>(text[0])));
+    if (without_marks(normalize(first, NormalForm::kNfd)).empty()) head = false;
+    text = without_marks(normalize(text, NormalForm::kNfd));
+  }
+
+ private:
+  static std::string without_marks(const std::string& text) {
+    std::string out;
+    for_each_char(text, [&](uint32_t c, std::string_view bytes) {
+      if (!is_nonspacing_mark(c)) out += bytes;
+    });
+    return out;
+  }
+};
 
 void byte_level(std::string& out, uint32_t, std::string_view bytes) {
   for (const char b : bytes) out += byte_to_char(static_cast<unsigned char>(b));
@@ -170,10 +188,7 @@ std::unique_ptr<Normalizer> make_bert(const Json& component, const std::string& 
   if (field_or(component, "clean_text", true, here)) parts.push_back(std::make_unique<PerChar>(bert_clean));
   if (field_or(component, "handle_chinese_chars", true, here))
     parts.push_back(std::make_unique<PerChar>(space_around_chinese));
-  if (field_or(component, "strip_accents", lower, here)) {
-    parts.push_back(std::make_unique<Form>(NormalForm::kNfd));
-    parts.push_back(std::make_unique<PerChar>(drop_nonspacing));
-  }
+  if (field_or(component, "strip_accents", lower, here)) parts.push_back(std::make_unique<DropAccents>());
   if (lower) parts.push_back(std::make_unique<PerChar>(lowercase));
   return std::make_unique<Sequence>(std::move(parts));
 }

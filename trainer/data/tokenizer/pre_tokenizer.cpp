@@ -145,13 +145,7 @@ class CharSplit : public PreTokenizer {
 class Whitespace : public PreTokenizer {
  public:
   void split(Piece piece, Sink sink) const override {
-    // NOTE: this pre-tokenizer runs on Rust's regular expressions, for whose \w Latin-1's superscripts are no letters.
-    const auto kind = [&](uint32_t c) {
-      const unsigned bits = char_class(bmp_, c);
-      if (bits & kSpace) return 0;
-      const bool superscript = c == 0xB2 || c == 0xB3 || c == 0xB9 || (c >= 0xBC && c <= 0xBE);
-      return ((bits & kWord) && !superscript) || c == 0x200C || c == 0x200D ? 1 : 2;
-    };
+    const auto kind = [&](uint32_t c) { return char_class(bmp_, c) & kSpace ? 0 : is_word(c) ? 1 : 2; };
     size_t begin = 0;
     int previous = 0;
     for (size_t i = 0; i <= piece.text.size();) {
@@ -239,7 +233,6 @@ void append(PreTokenizerChain& chain, const Json& component, const std::string& 
     add(std::make_unique<Split>(make_pattern(field<Json>(component, "pattern", here), here), behavior("Isolated"),
                                 invert));
   } else if (type == "Digits") {
-    const auto is_number = [bmp = bmp_classes()](uint32_t c) { return (char_class(bmp, c) & kNumber) != 0; };
     const bool individual = field_or(component, "individual_digits", false, here);
     add(std::make_unique<CharSplit>(is_number, individual ? Behavior::kIsolated : Behavior::kContiguous));
   } else if (type == "Punctuation") {

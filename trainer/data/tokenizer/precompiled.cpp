@@ -49,7 +49,7 @@ class Precompiled : public Normalizer {
   }
 
   // As the official library does it: a cluster of fewer than 6 bytes is looked up whole, otherwise its characters.
-  void apply(std::string& text, bool& head) const override {
+  void apply(std::string& text, bool&) const override {
     std::string out;
     out.reserve(text.size());
     size_t begin = 0;
@@ -59,7 +59,6 @@ class Precompiled : public Normalizer {
         for_each_char(cluster, [&](uint32_t, std::string_view bytes) {
           if (!transform(bytes, out)) out += bytes;
         });
-      if (begin == 0 && out.empty()) head = false;
       begin = end;
     }
     text = std::move(out);

@@ -16,6 +16,7 @@ namespace cairn::data {
 //
 // Text is UTF-8. Bytes that are not valid UTF-8 are read as Python's `errors="replace"` reads them: each maximal
 // invalid part becomes U+FFFD, and then the ids are those that the official library gives for that string.
+// `truncation` and `padding` of a tokenizer.json are left aside, as transformers does: a text is encoded whole.
 class Tokenizer {
  public:
   // One id a byte (0-255) and `<|endoftext|>` = 256, the end of a document.

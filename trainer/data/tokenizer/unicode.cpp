@@ -7,6 +7,7 @@
 #include <unicode/uniset.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <iterator>
 #include <memory>
 #include <mutex>
@@ -61,6 +62,9 @@ uint16_t category_bits(uint32_t c) {
   }
 }
 
+// Superscripts and fractions.
+bool is_latin1_number(uint32_t c) { return c == 0xB2 || c == 0xB3 || c == 0xB9 || (c >= 0xBC && c <= 0xBE); }
+
 uint16_t classify(uint32_t c) {
   const auto& newer = newer_characters();
   const auto at =
@@ -73,7 +77,7 @@ uint16_t classify(uint32_t c) {
   if (u_hasBinaryProperty(static_cast<UChar32>(c), UCHAR_WHITE_SPACE)) bits |= kSpace;
   if (u_hasBinaryProperty(static_cast<UChar32>(c), UCHAR_ALPHABETIC)) bits |= kWord;
   // NOTE: the superscripts and fractions of Latin-1 are word characters for the official library's engine.
-  if (c == 0xB2 || c == 0xB3 || c == 0xB9 || (c >= 0xBC && c <= 0xBE)) bits |= kWord;
+  if (is_latin1_number(c)) bits |= kWord;
   return bits;
 }
 
@@ -137,6 +141,16 @@ const uint16_t* bmp_classes() {
 
 uint16_t astral_class(uint32_t c) { return classify(c); }
 
+bool is_number(uint32_t c) {
+  return (char_class(bmp_classes(), c) & kNumber) != 0 || (c >= 0x11DE0 && c <= 0x11DE9) ||
+         (c >= 0x16FF4 && c <= 0x16FF6);
+}
+
+bool is_word(uint32_t c) {
+  if (is_latin1_number(c)) return false;
+  return (char_class(bmp_classes(), c) & kWord) != 0 || c == 0x200C || c == 0x200D;
+}
+
 bool is_punctuation(uint32_t c) {
   if (c < 128) return (c >= 33 && c < 48) || (c >= 58 && c < 65) || (c >= 91 && c < 97) || (c >= 123 && c < 127);
   if (c == 0x166D || c == 0x111C9) return true;  // were punctuation then
@@ -180,6 +194,8 @@ void append_lowercase(std::string& out, uint32_t c) {
 
 std::string normalize(std::string_view text, NormalForm form) {
   if (is_ascii(text)) return std::string(text);
+  if (text.size() > INT32_MAX)
+    throw std::runtime_error("a text of more than 2 GiB cannot be normalized: cut it into documents");
   std::string out;
   out.reserve(text.size() + text.size() / 8);
   icu::StringByteSink<std::string> sink(&out);

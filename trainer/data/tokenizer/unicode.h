@@ -1,5 +1,6 @@
 // Unicode classes and normal forms as the official library sees them. It mixes versions of Unicode: its regular
-// expressions know 17.0, its normal forms 9.0, its punctuation 8.0. ICU gives the data, a table the newer characters.
+// expressions (Oniguruma) know 16.0, its letter case and digits (Rust) 17.0, its normal forms 9.0, its punctuation 8.0.
+// ICU gives the data, a table the newer characters.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +37,10 @@ const uint16_t* bmp_classes();
 uint16_t astral_class(uint32_t code_point);
 inline uint16_t char_class(const uint16_t* bmp, uint32_t c) { return c < 0x10000 ? bmp[c] : astral_class(c); }
 
+bool is_number(uint32_t code_point);  // of the Digits pre-tokenizer: N* of Unicode 17.0
+// \w of Rust's regular expressions (Whitespace, single_word): unlike Oniguruma's without Latin-1's superscripts and
+// fractions, and with the two joiners.
+bool is_word(uint32_t code_point);
 bool is_punctuation(uint32_t code_point);  // of the Punctuation and Bert pre-tokenizers: ASCII's, and P* of Unicode 8.0
 bool is_combining_mark(uint32_t code_point);   // of StripAccents: M* of Unicode 9.0
 bool is_nonspacing_mark(uint32_t code_point);  // of BertNormalizer: Mn of Unicode 8.0
