@@ -24,15 +24,16 @@ void backward(const variable_list& outputs, const variable_list& grads) {
   torch::autograd::backward(roots, root_grads);
 }
 
-// Activation checkpointing (Chen et al. 2016): the forward pass keeps only the block's input; the backward pass runs the block
-// again. Dropout masks are functions of their key, so the second run is the first.
+// Activation checkpointing (Chen et al. 2016): the forward pass keeps only the block's input; the backward pass runs
+// the block again. Dropout masks are functions of their key, so the second run is the first.
 struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
   using Run = std::function<Block::Stream(const Block::Stream&)>;
   struct Held : torch::CustomClassHolder {
     explicit Held(Run run) : run(std::move(run)) {}
     Run run;
   };
-  static variable_list forward(AutogradContext* ctx, const Variable& x, const std::optional<Variable>& given_pending, Run run) {
+  static variable_list forward(AutogradContext* ctx, const Variable& x, const std::optional<Variable>& given_pending,
+                               Run run) {
     const at::Tensor pending = given_pending.value_or(at::Tensor());
     ctx->save_for_backward({x, pending});
     const Block::Stream out = run({x, pending});
@@ -57,7 +58,8 @@ struct CheckpointFunction : torch::autograd::Function<CheckpointFunction> {
 
 // Tells the seams when the backward pass enters and leaves a block.
 struct BoundaryFunction : torch::autograd::Function<BoundaryFunction> {
-  static Variable forward(AutogradContext* ctx, const Variable& x, int64_t seams, int64_t block, bool entering_backward) {
+  static Variable forward(AutogradContext* ctx, const Variable& x, int64_t seams, int64_t block,
+                          bool entering_backward) {
     ctx->saved_data["seams"] = seams;
     ctx->saved_data["block"] = block;
     ctx->saved_data["entering"] = entering_backward;
@@ -78,11 +80,14 @@ at::Tensor boundary(const at::Tensor& x, const Pass& pass, int64_t block, bool e
 
 }  // namespace
 
-Block::Block(Parameters& parameters, const std::string& name, const DecoderConfig& config, int64_t index, std::shared_ptr<RopeTable> rope)
+Block::Block(Parameters& parameters, const std::string& name, const DecoderConfig& config, int64_t index,
+             std::shared_ptr<RopeTable> rope)
     : index_(index), parallel_(config.blocks[index].parallel) {
   const BlockConfig& block = config.blocks[index];
   const int64_t C = config.hidden_size;
-  auto norm = [&](const std::string& site) { return site.empty() ? Norm() : Norm(parameters, name + "." + site, C, config.norm); };
+  auto norm = [&](const std::string& site) {
+    return site.empty() ? Norm() : Norm(parameters, name + "." + site, C, config.norm);
+  };
   pre_mixer_ = norm(block.norms.pre_mixer);
   attention_ = Attention(parameters, name + ".self_attn", C, block.attention, index, std::move(rope));
   post_mixer_ = norm(block.norms.post_mixer);
@@ -91,7 +96,9 @@ Block::Block(Parameters& parameters, const std::string& name, const DecoderConfi
   post_feed_forward_ = norm(block.norms.post_feed_forward);
 }
 
-at::Tensor Block::dropped(const at::Tensor& x, int64_t place, const Pass& pass) const { return dropout(x, index_ * 4 + place, pass); }
+at::Tensor Block::dropped(const at::Tensor& x, int64_t place, const Pass& pass) const {
+  return dropout(x, index_ * 4 + place, pass);
+}
 
 Block::Stream Block::forward(const Stream& in, const Pass& pass) const {
   // x: the stream; a: the mixer's input. A pending addition is made by the norm that comes next, or here.
@@ -118,7 +125,8 @@ Decoder::Decoder(DecoderConfig config, at::ScalarType dtype, at::Device device) 
   const int64_t V = config_.vocab_size, C = config_.hidden_size;
   embed_tokens_ = parameters_.add("model.embed_tokens.weight", {V, C}, Role::embedding, Init::normal(config_.init_std));
   if (config_.learned_positions) {
-    embed_positions_ = parameters_.add("model.embed_positions.weight", {config_.max_position_embeddings, C}, Role::embedding, Init::normal(config_.init_std));
+    embed_positions_ = parameters_.add("model.embed_positions.weight", {config_.max_position_embeddings, C},
+                                       Role::embedding, Init::normal(config_.init_std));
   }
   std::vector<std::shared_ptr<RopeTable>> tables;  // blocks of equal rope share one
   for (size_t i = 0; i < config_.blocks.size(); ++i) {
@@ -132,7 +140,9 @@ Decoder::Decoder(DecoderConfig config, at::ScalarType dtype, at::Device device) 
     blocks_.emplace_back(parameters_, fmt::format("model.layers.{}", i), config_, i, rope);
   }
   norm_ = Norm(parameters_, "model.norm", C, config_.norm);
-  head_ = config_.tie_word_embeddings ? embed_tokens_ : parameters_.add("lm_head.weight", {V, C}, Role::head, Init::normal(config_.init_std));
+  head_ = config_.tie_word_embeddings
+              ? embed_tokens_
+              : parameters_.add("lm_head.weight", {V, C}, Role::head, Init::normal(config_.init_std));
   if (config_.head_bias) head_bias_ = parameters_.add("lm_head.bias", {V}, Role::bias, Init::constant(0));
   parameters_.flatten(dtype, device);
 }
@@ -142,7 +152,9 @@ Block::Stream Decoder::run_block(size_t index, const Block::Stream& in, const Pa
   pass.seams->before_forward(block);
   Block::Stream stream{boundary(in.x, pass, block, false), in.pending};
   if (checkpointing_ && at::GradMode::is_enabled() && !pass.cache) {
-    const auto out = CheckpointFunction::apply(stream.x, stream.pending.defined() ? std::optional<at::Tensor>(stream.pending) : std::nullopt, [this, index, pass](const Block::Stream& s) { return blocks_[index].forward(s, pass); });
+    const auto out = CheckpointFunction::apply(
+        stream.x, stream.pending.defined() ? std::optional<at::Tensor>(stream.pending) : std::nullopt,
+        [this, index, pass](const Block::Stream& s) { return blocks_[index].forward(s, pass); });
     stream = {out[0], out.size() > 1 ? out[1] : at::Tensor()};
   } else {
     stream = blocks_[index].forward(stream, pass);
@@ -155,7 +167,8 @@ Block::Stream Decoder::run_block(size_t index, const Block::Stream& in, const Pa
 at::Tensor Decoder::hidden(const at::Tensor& ids, const Pass& pass) const {
   const Seams& seams = *pass.seams;
   seams.before_forward(-1);
-  at::Tensor x = seams.embedding_output(embed(embed_tokens_, seams.embedding_ids(ids), config_.embedding_scale, pass));  // [N, C]
+  at::Tensor x =
+      seams.embedding_output(embed(embed_tokens_, seams.embedding_ids(ids), config_.embedding_scale, pass));  // [N, C]
   if (embed_positions_.defined()) x = x + embed(embed_positions_, pass.positions, 1, pass);
   // The residual stream of bf16-mixed is float32; that of bf16 is bfloat16.
   x = dropout(x, -1, pass);
@@ -173,19 +186,23 @@ at::Tensor Decoder::logits(const at::Tensor& hidden, const Pass& pass) const {
   const at::ScalarType products = pass.products;
   const bool fast = !pass.reference && kernels::available(hidden) && products == at::kFloat;
   at::Tensor logits = fast ? kernels::linear_forward(hidden, head_, head_bias_)
-                           : kernels::ref::linear(hidden.to(products), head_.to(products), head_bias_.defined() ? head_bias_.to(products) : head_bias_).to(at::kFloat);
+                           : kernels::ref::linear(hidden.to(products), head_.to(products),
+                                                  head_bias_.defined() ? head_bias_.to(products) : head_bias_)
+                                 .to(at::kFloat);
   if (config_.logit_softcap > 0) logits = at::tanh(logits / config_.logit_softcap) * config_.logit_softcap;
   return logits;
 }
 
-Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass& pass, double scale, double z_loss, bool gradients) const {
+Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass& pass, double scale, double z_loss,
+                   bool gradients) const {
   at::AutoGradMode grad_mode(gradients);
   const kernels::CrossEntropyOptions options{.scale = scale, .softcap = config_.logit_softcap, .z_loss = z_loss};
   const at::Tensor hidden = this->hidden(ids, pass);
   const bool rounded = pass.products != hidden.scalar_type();  // bf16-mixed: the head's operands too
   if (pass.reference || !kernels::available(hidden)) {
     auto operand = [&](const at::Tensor& t) { return t.defined() ? t.to(pass.products) : t; };
-    const auto out = kernels::ref::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options);
+    const auto out =
+        kernels::ref::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options);
     if (gradients) torch::autograd::backward({out.loss}, {});
     return {out.nll, out.z, out.correct, out.row_nll};
   }
@@ -193,9 +210,11 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
     if (!t.defined()) return t;
     return rounded ? t.detach().to(pass.products).to(at::kFloat) : t.detach();
   };
-  auto gradient_of = [&](const at::Tensor& t) { return gradients && t.defined() && t.requires_grad() ? t.grad() : at::Tensor(); };
-  const auto out = kernels::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options, gradients, gradient_of(head_),
-                                                 gradient_of(head_bias_));
+  auto gradient_of = [&](const at::Tensor& t) {
+    return gradients && t.defined() && t.requires_grad() ? t.grad() : at::Tensor();
+  };
+  const auto out = kernels::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options,
+                                                 gradients, gradient_of(head_), gradient_of(head_bias_));
   if (gradients) torch::autograd::backward({hidden}, {out.dhidden});
   return {out.nll, out.z, out.correct, out.row_nll};
 }

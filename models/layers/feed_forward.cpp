@@ -6,33 +6,39 @@
 namespace cairn::models {
 namespace {
 
+using kernels::Activation;
 using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
-using kernels::Activation;
 
 struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
   static Variable forward(AutogradContext* ctx, const Variable& x, int64_t kind, bool gated) {
     ctx->save_for_backward({x});
     ctx->saved_data["kind"] = kind;
     ctx->saved_data["gated"] = gated;
-    return gated ? kernels::gated_forward(x, static_cast<Activation>(kind)) : kernels::activation_forward(x, static_cast<Activation>(kind));
+    return gated ? kernels::gated_forward(x, static_cast<Activation>(kind))
+                 : kernels::activation_forward(x, static_cast<Activation>(kind));
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const at::Tensor x = ctx->get_saved_variables()[0];
     const auto kind = static_cast<Activation>(ctx->saved_data["kind"].toInt());
     const at::Tensor dy = grads[0].contiguous();
-    return {ctx->saved_data["gated"].toBool() ? kernels::gated_backward(dy, x, kind) : kernels::activation_backward(dy, x, kind), at::Tensor(), at::Tensor()};
+    return {ctx->saved_data["gated"].toBool() ? kernels::gated_backward(dy, x, kind)
+                                              : kernels::activation_backward(dy, x, kind),
+            at::Tensor(), at::Tensor()};
   }
 };
 
 }  // namespace
 
-FeedForward::FeedForward(Parameters& parameters, const std::string& name, int64_t hidden_size, const FeedForwardConfig& config) : config_(config) {
+FeedForward::FeedForward(Parameters& parameters, const std::string& name, int64_t hidden_size,
+                         const FeedForwardConfig& config)
+    : config_(config) {
   std::vector<Parameters::Part> up;
   if (config.gated) up.push_back({name + ".gate_proj", config.intermediate_size});
   up.push_back({name + ".up_proj", config.intermediate_size});
-  up_ = Linear(parameters, up, hidden_size, {.bias = config.bias, .init_std = config.init_std, .cut = LinearCut::column});
+  up_ =
+      Linear(parameters, up, hidden_size, {.bias = config.bias, .init_std = config.init_std, .cut = LinearCut::column});
   down_ = Linear(parameters, {{name + ".down_proj", hidden_size}}, config.intermediate_size,
                  {.bias = config.bias, .init_std = config.out_init_std, .cut = LinearCut::row});
 }

@@ -12,11 +12,14 @@ using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
 // Autograd takes an absent tensor as an empty optional, not as an undefined one.
-std::optional<at::Tensor> optional(const at::Tensor& t) { return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt; }
+std::optional<at::Tensor> optional(const at::Tensor& t) {
+  return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
+}
 
 // The weight's gradient goes straight into weight.grad inside the product, so autograd gets none for it.
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
-  static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& weight, const std::optional<Variable>& given_bias) {
+  static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& weight,
+                          const std::optional<Variable>& given_bias) {
     const at::Tensor bias = given_bias.value_or(at::Tensor());
     ctx->save_for_backward({x, weight, bias});
     return kernels::linear_forward(x, weight, bias);
@@ -36,7 +39,8 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
 
 }  // namespace
 
-Linear::Linear(Parameters& parameters, const std::vector<Parameters::Part>& parts, int64_t in_features, const LinearOptions& options)
+Linear::Linear(Parameters& parameters, const std::vector<Parameters::Part>& parts, int64_t in_features,
+               const LinearOptions& options)
     : cut_(options.cut) {
   auto named = [&](const char* suffix) {
     std::vector<Parameters::Part> all = parts;
@@ -52,7 +56,9 @@ at::Tensor Linear::forward(const at::Tensor& input, const Pass& pass) const {
   at::Tensor y;
   if (pass.products != x.scalar_type() || pass.products != weight.scalar_type()) {
     // bf16-mixed: operands are rounded, the residual stream and the master weights stay float32.
-    y = kernels::ref::linear(x.to(pass.products), weight.to(pass.products), bias.defined() ? bias.to(pass.products) : bias).to(x.scalar_type());
+    y = kernels::ref::linear(x.to(pass.products), weight.to(pass.products),
+                             bias.defined() ? bias.to(pass.products) : bias)
+            .to(x.scalar_type());
   } else if (pass.reference || !kernels::available(x)) {
     y = kernels::ref::linear(x, weight, bias);
   } else {

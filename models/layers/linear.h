@@ -15,8 +15,10 @@ struct LinearOptions {
 class Linear {
  public:
   Linear() = default;
-  // One product whose output rows are several parameters: parts [{"...q_proj", H * D}, ...]; adds ".weight" (and ".bias") to each name.
-  Linear(Parameters& parameters, const std::vector<Parameters::Part>& parts, int64_t in_features, const LinearOptions& options);
+  // One product whose output rows are several parameters: parts [{"...q_proj", H * D}, ...]; adds ".weight" (and
+  // ".bias") to each name.
+  Linear(Parameters& parameters, const std::vector<Parameters::Part>& parts, int64_t in_features,
+         const LinearOptions& options);
 
   // x [N, in] -> [N, out]; the gradient of the weight is added to weight.grad.
   at::Tensor forward(const at::Tensor& x, const Pass& pass) const;
