@@ -1,0 +1,61 @@
+// The kernels of the CUDA module as the rest of the program sees them. The program does not link CUDA: it opens the
+// module where a GPU is used, and calls it through this table. Signatures and meaning are those of
+// models/kernels/<op>.h, on CUDA tensors of float32 or bfloat16, on the current stream of the tensors' device.
+//
+// Never run on a GPU so far.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <string>
+
+#include "models/kernels/activation.h"
+#include "models/kernels/cuda/launchers.h"
+#include "models/kernels/norm.h"
+
+namespace cairn::kernels::cuda {
+
+struct Table {
+  int64_t size;       // of this struct: a module of another build is refused
+  const char* torch;  // the version of LibTorch that the module was built with
+  int cuda;           // the toolkit's version, 13000 for 13.0
+
+  // As in norm.h; residual, sum, y, dsum and out have x's type, weight either type, rstd and dweight float32. With
+  // bfloat16 the sum is rounded before the norm sees it.
+  NormOutput (*rms_norm_forward)(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight, double eps,
+                                 double offset);
+  at::Tensor (*rms_norm_backward)(const at::Tensor& dy, const at::Tensor& dsum, const at::Tensor& sum,
+                                  const at::Tensor& weight, const at::Tensor& rstd, double offset,
+                                  const at::Tensor& dweight, const at::Tensor& out);
+  at::Tensor (*gated_forward)(const at::Tensor& gate_up, Activation kind);
+  at::Tensor (*gated_backward)(const at::Tensor& dh, const at::Tensor& gate_up, Activation kind, const at::Tensor& out);
+  at::Tensor (*activation_forward)(const at::Tensor& x, Activation kind);
+  at::Tensor (*activation_backward)(const at::Tensor& dy, const at::Tensor& x, Activation kind);
+  // cos and sin float32. Positions are read back and checked where they are not those of the call before (the layers of
+  // a pass share them): one wait for the GPU a micro-batch.
+  void (*rope_)(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& cos, const at::Tensor& sin,
+                bool interleaved, bool inverse);
+  // On the current device. Bits equal those of the CPU (optim/kernels/passes.h).
+  void (*adamw)(const AdamwRun& run, const AdamwScalars& scalars);
+  // flat: contiguous float32; out: host memory, one double for each `piece` elements begun. Waits for the GPU. Bits
+  // equal those of optim/norm.h on the CPU.
+  void (*squared_norm_pieces)(const at::Tensor& flat, int64_t piece, double* out);
+};
+
+// Opens libtorch_cuda.so and libcairn_cuda.so, which lies beside the program. False where that cannot be: *why_not (may
+// be null) then says what is missing and what to do. Later calls return what the first one found.
+// NOTE: call it before the first backward pass and before anything asks ATen about CUDA: both look for GPUs once only.
+bool open_module(std::string* why_not);
+
+// Null until open_module() has succeeded.
+const Table* table();
+
+// A function that the module exports by this name, or null.
+void* module_symbol(const char* name);
+
+// True where the kernels of the table take x.
+inline bool available(const at::Tensor& x) {
+  return x.is_cuda() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16) && table() != nullptr;
+}
+
+}  // namespace cairn::kernels::cuda
