@@ -1,7 +1,10 @@
 # cairn_folder(target folder [TORCH] [EXCLUDE paths...] [LINK libraries...]): one static library a folder.
 # TORCH: its files see LibTorch through the one precompiled header.
 function(cairn_torch_pch)
-  file(WRITE ${CMAKE_BINARY_DIR}/pch/anchor.cpp "// holds the precompiled header\n")
+  # Written once: a newer file would have the header compiled again.
+  if(NOT EXISTS ${CMAKE_BINARY_DIR}/pch/anchor.cpp)
+    file(WRITE ${CMAKE_BINARY_DIR}/pch/anchor.cpp "// holds the precompiled header\n")
+  endif()
   add_library(cairn_pch OBJECT ${CMAKE_BINARY_DIR}/pch/anchor.cpp)
   target_link_libraries(cairn_pch PUBLIC torch json)
   target_precompile_headers(cairn_pch PUBLIC ${CMAKE_SOURCE_DIR}/cmake/pch.h)

@@ -24,7 +24,8 @@ void Console::line(const std::string& text) {
 
 void Console::step(const StepLine& l, bool permanent) {
   const std::string of = l.last ? fmt::format("/{}", *l.last) : "";
-  std::string text = fmt::format("step {:>5}{}  loss {:.4f}  grad {:.3f}  lr {:.2e}  {:>8} tok/s  {:>3.0f}% of peak", l.step, of, l.loss, l.grad_norm, l.lr,
+  std::string text = fmt::format("step {:>5}{}  loss {:.4f}  grad {:.3f}  lr {:.2e}  {:>8} tok/s  {:>3.0f}% of peak",
+                                 l.step, of, l.loss, l.grad_norm, l.lr,
                                  fmt::group_digits(static_cast<int64_t>(l.tokens_per_s)), 100 * l.share_of_peak);
   if (l.eta_s >= 0) text += "  ETA " + duration(l.eta_s);
   permanent ? line(text) : progress(text);

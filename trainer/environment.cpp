@@ -27,7 +27,9 @@ std::string processor_name() {
   return fmt::format("{} (family {}, model {})", model, family, number);
 }
 
-bool has_avx512() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"); }
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
 
 }  // namespace
 
@@ -42,7 +44,8 @@ void prepare_process() {
 int set_threads(int threads, int local_ranks) {
   if (threads <= 0) {
     const char* wanted = std::getenv("OMP_NUM_THREADS");
-    threads = wanted ? std::atoi(wanted) : static_cast<int>(std::thread::hardware_concurrency()) / std::max(1, local_ranks);
+    threads =
+        wanted ? std::atoi(wanted) : static_cast<int>(std::thread::hardware_concurrency()) / std::max(1, local_ranks);
   }
   threads = std::max(1, threads);
   at::set_num_threads(threads);

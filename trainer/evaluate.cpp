@@ -30,8 +30,9 @@ data::Batch window(const std::vector<int32_t>& ids, int64_t begin, int64_t end, 
 
 }  // namespace
 
-Evaluation evaluate_set(const models::Decoder& model, const data::Dataset& data, const std::string& set, int64_t sequences, int64_t micro_batch, int64_t context,
-                        const data::Tokenizer* tokenizer, const models::Pass& like) {
+Evaluation evaluate_set(const models::Decoder& model, const data::Dataset& data, const std::string& set,
+                        int64_t sequences, int64_t micro_batch, int64_t context, const data::Tokenizer* tokenizer,
+                        const models::Pass& like) {
   Evaluation result;
   int64_t bytes = 0;
   double sum = 0;
@@ -50,14 +51,19 @@ Evaluation evaluate_set(const models::Decoder& model, const data::Dataset& data,
   return result;
 }
 
-Evaluation evaluate_text(const models::Decoder& model, const data::Tokenizer& tokenizer, const std::string& text, int64_t context, int64_t stride) {
-  if (stride < 1 || stride > context) throw std::invalid_argument(fmt::format("stride: found {}, expected 1 to the context ({})", stride, context));
+Evaluation evaluate_text(const models::Decoder& model, const data::Tokenizer& tokenizer, const std::string& text,
+                         int64_t context, int64_t stride) {
+  if (stride < 1 || stride > context)
+    throw std::invalid_argument(fmt::format("stride: found {}, expected 1 to the context ({})", stride, context));
   if (context > model.config().max_position_embeddings) {
-    throw std::invalid_argument(fmt::format("context: found {}, expected at most {}, the model's max_position_embeddings", context, model.config().max_position_embeddings));
+    throw std::invalid_argument(
+        fmt::format("context: found {}, expected at most {}, the model's max_position_embeddings", context,
+                    model.config().max_position_embeddings));
   }
   const std::vector<int32_t> ids = tokenizer.encode(text, true);
   const int64_t count = ids.size();
-  if (count < 2) throw std::invalid_argument(fmt::format("the text gives {} tokens; at least 2 are needed to predict one", count));
+  if (count < 2)
+    throw std::invalid_argument(fmt::format("the text gives {} tokens; at least 2 are needed to predict one", count));
   Evaluation result;
   double sum = 0;
   for (int64_t begin = 0, predicted = 1; predicted < count; begin += stride) {
@@ -77,13 +83,17 @@ std::vector<float> log_probabilities(const models::Decoder& model, const std::ve
   if (ids.size() < 2) return {};
   const int64_t length = static_cast<int64_t>(ids.size()) - 1;
   if (length > model.config().max_position_embeddings) {
-    throw std::invalid_argument(fmt::format("{} ids: the model takes at most {}", ids.size(), model.config().max_position_embeddings + 1));
+    throw std::invalid_argument(
+        fmt::format("{} ids: the model takes at most {}", ids.size(), model.config().max_position_embeddings + 1));
   }
   for (size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] < 0 || ids[i] >= model.config().vocab_size) throw std::invalid_argument(fmt::format("id {} at position {}: the vocabulary has {}", ids[i], i, model.config().vocab_size));
+    if (ids[i] < 0 || ids[i] >= model.config().vocab_size)
+      throw std::invalid_argument(
+          fmt::format("id {} at position {}: the vocabulary has {}", ids[i], i, model.config().vocab_size));
   }
   ModelInput input = model_input(window(ids, 0, length, 1));
-  const at::Tensor nll = model.loss(input.ids, input.targets, input.pass, 1.0, 0, false).row_nll.to(at::kFloat).contiguous();
+  const at::Tensor nll =
+      model.loss(input.ids, input.targets, input.pass, 1.0, 0, false).row_nll.to(at::kFloat).contiguous();
   std::vector<float> result(length);
   for (int64_t i = 0; i < length; ++i) result[i] = -nll.data_ptr<float>()[i];
   return result;

@@ -18,14 +18,17 @@ struct Evaluation {
 };
 
 // The first `sequences` rows of a validation set, in its own order.
-Evaluation evaluate_set(const models::Decoder& model, const data::Dataset& data, const std::string& set, int64_t sequences, int64_t micro_batch, int64_t context,
-                        const data::Tokenizer* tokenizer, const models::Pass& like);
+Evaluation evaluate_set(const models::Decoder& model, const data::Dataset& data, const std::string& set,
+                        int64_t sequences, int64_t micro_batch, int64_t context, const data::Tokenizer* tokenizer,
+                        const models::Pass& like);
 
-// A text: ids with the special tokens that the tokenizer adds, in windows of `context` tokens whose starts are `stride` apart (stride = context: windows
-// do not overlap; less: each token is predicted once, with more context before it).
-Evaluation evaluate_text(const models::Decoder& model, const data::Tokenizer& tokenizer, const std::string& text, int64_t context, int64_t stride);
+// A text: ids with the special tokens that the tokenizer adds, in windows of `context` tokens whose starts are `stride`
+// apart (stride = context: windows do not overlap; less: each token is predicted once, with more context before it).
+Evaluation evaluate_text(const models::Decoder& model, const data::Tokenizer& tokenizer, const std::string& text,
+                         int64_t context, int64_t stride);
 
-// log p(ids[i] | ids before i), i >= 1. Throws std::invalid_argument where the ids do not fit the model's vocabulary or context.
+// log p(ids[i] | ids before i), i >= 1. Throws std::invalid_argument where the ids do not fit the model's vocabulary or
+// context.
 std::vector<float> log_probabilities(const models::Decoder& model, const std::vector<int32_t>& ids);
 
 }  // namespace cairn

@@ -5,8 +5,8 @@
 
 namespace cairn {
 
-// Floating-point operations of one step over `tokens` tokens in sequences of `context`: 6 for each weight of a product and token (2 forward, 4
-// backward), and 12 · width · context / 2 a token and block for the causal half of attention.
+// Floating-point operations of one step over `tokens` tokens in sequences of `context`: 6 for each weight of a product
+// and token (2 forward, 4 backward), and 12 · width · context / 2 a token and block for the causal half of attention.
 inline double step_flops(const models::Decoder& model, int64_t tokens, int64_t context) {
   double weights = 0, attention = 0;
   for (const auto& parameter : model.parameters().all()) {
@@ -14,7 +14,8 @@ inline double step_flops(const models::Decoder& model, int64_t tokens, int64_t c
                          (parameter.name == "model.embed_tokens.weight" && model.config().tie_word_embeddings);
     if (product) weights += static_cast<double>(parameter.numel());
   }
-  for (const auto& block : model.config().blocks) attention += 6.0 * block.attention.num_attention_heads * block.attention.head_dim * context;
+  for (const auto& block : model.config().blocks)
+    attention += 6.0 * block.attention.num_attention_heads * block.attention.head_dim * context;
   return tokens * (6 * weights + attention);
 }
 

@@ -7,7 +7,9 @@
 namespace cairn {
 
 void check(const SamplingOptions& options) {
-  auto refuse = [](const char* key, double found, const char* expected) { throw std::invalid_argument(fmt::format("{}: found {}, expected {}", key, found, expected)); };
+  auto refuse = [](const char* key, double found, const char* expected) {
+    throw std::invalid_argument(fmt::format("{}: found {}, expected {}", key, found, expected));
+  };
   if (options.max_tokens < 1) refuse("max-tokens", options.max_tokens, "at least 1");
   if (!(options.temperature >= 0)) refuse("temperature", options.temperature, "0 (greedy) or more");
   if (options.top_k < 0) refuse("top-k", options.top_k, "0 (off) or more");
@@ -15,13 +17,17 @@ void check(const SamplingOptions& options) {
   if (!(options.min_p >= 0 && options.min_p < 1)) refuse("min-p", options.min_p, "0 (off) to below 1");
 }
 
-std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options, double uniform) {
+std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options,
+                                       double uniform) {
   const double temperature = options.temperature > 0 ? options.temperature : 1.0;
   const float largest = *std::max_element(logits, logits + vocabulary);
   double total = 0;
   std::vector<double> mass(vocabulary);  // exp((logit - largest) / temperature)
-  for (int64_t i = 0; i < vocabulary; ++i) total += mass[i] = std::exp((static_cast<double>(logits[i]) - largest) / temperature);
-  auto logprob = [&](int64_t id) { return static_cast<float>((static_cast<double>(logits[id]) - largest) / temperature - std::log(total)); };
+  for (int64_t i = 0; i < vocabulary; ++i)
+    total += mass[i] = std::exp((static_cast<double>(logits[i]) - largest) / temperature);
+  auto logprob = [&](int64_t id) {
+    return static_cast<float>((static_cast<double>(logits[id]) - largest) / temperature - std::log(total));
+  };
   if (options.temperature == 0) {
     const auto id = static_cast<int32_t>(std::max_element(logits, logits + vocabulary) - logits);
     return {id, logprob(id)};
@@ -56,15 +62,20 @@ std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, 
   return {order[chosen], logprob(order[chosen])};
 }
 
-Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOptions& options, const std::function<void(std::string_view)>& on_text) const {
+Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOptions& options,
+                          const std::function<void(std::string_view)>& on_text) const {
   check(options);
   const int64_t room = model_.config().max_position_embeddings - static_cast<int64_t>(prompt.size());
   if (prompt.empty()) throw std::invalid_argument("the prompt is empty, and the tokenizer has no token to begin with");
   if (room < 1) {
-    throw std::invalid_argument(fmt::format("the prompt has {} tokens; the model's context of {} leaves no room for an answer", prompt.size(), model_.config().max_position_embeddings));
+    throw std::invalid_argument(
+        fmt::format("the prompt has {} tokens; the model's context of {} leaves no room for an answer", prompt.size(),
+                    model_.config().max_position_embeddings));
   }
   for (const int32_t id : prompt) {
-    if (id < 0 || id >= model_.config().vocab_size) throw std::invalid_argument(fmt::format("prompt: id {} lies outside the model's vocabulary of {}", id, model_.config().vocab_size));
+    if (id < 0 || id >= model_.config().vocab_size)
+      throw std::invalid_argument(
+          fmt::format("prompt: id {} lies outside the model's vocabulary of {}", id, model_.config().vocab_size));
   }
   at::NoGradGuard no_grad;
   const int64_t budget = std::min(options.max_tokens, room);

@@ -22,10 +22,10 @@ struct SamplingOptions {
 };
 
 struct Generation {
-  std::vector<int32_t> ids;      // the new tokens
-  std::vector<float> logprobs;   // of softmax(logits / temperature) before top-k, top-p, min-p; greedy: temperature 1
+  std::vector<int32_t> ids;     // the new tokens
+  std::vector<float> logprobs;  // of softmax(logits / temperature) before top-k, top-p, min-p; greedy: temperature 1
   std::string text;
-  std::string finish_reason;     // eos, stop, length
+  std::string finish_reason;  // eos, stop, length
 };
 
 // Throws std::invalid_argument for options out of range and for a prompt that leaves no room in the model's context.
@@ -37,7 +37,8 @@ class Generator {
   Generator(const models::Decoder& model, const data::Tokenizer& tokenizer) : model_(model), tokenizer_(tokenizer) {}
 
   // `on_text` receives the text as it grows. The draw of a token is a function of (seed, position) alone.
-  Generation run(const std::vector<int32_t>& prompt, const SamplingOptions& options, const std::function<void(std::string_view)>& on_text = {}) const;
+  Generation run(const std::vector<int32_t>& prompt, const SamplingOptions& options,
+                 const std::function<void(std::string_view)>& on_text = {}) const;
 
  private:
   const models::Decoder& model_;
@@ -45,6 +46,7 @@ class Generator {
 };
 
 // The token drawn from logits [V] with a uniform number in [0, 1), and its log-probability as Generation defines it.
-std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options, double uniform);
+std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options,
+                                       double uniform);
 
 }  // namespace cairn

@@ -11,14 +11,19 @@
 
 namespace cairn {
 
+// The rules of `checkpoints:` as the store takes them.
+checkpoints::Schedule checkpoint_schedule(const config::CheckpointOptions& options);
+
 // run.yaml and build.json.
-void write_run_files(const std::filesystem::path& run, const config::RunConfig& config, const nlohmann::ordered_json& build);
+void write_run_files(const std::filesystem::path& run, const config::RunConfig& config,
+                     const nlohmann::ordered_json& build);
 
 // Saves states of one run, in the background where asked.
 class Saver {
  public:
   Saver(checkpoints::Store& store, const config::RunConfig& config, const data::Tokenizer& tokenizer, bool background);
-  // Commits the state as step-N; the loop waits for one memory copy. Collective with ZeRO-1 (then `writes` is true on rank 0 alone).
+  // Commits the state as step-N; the loop waits for one memory copy. Collective with ZeRO-1 (then `writes` is true on
+  // rank 0 alone).
   void save(State& state, const nlohmann::ordered_json& state_json, const nlohmann::ordered_json& about, bool writes);
   // Allocates the snapshot ahead of the first save.
   void reserve(State& state);

@@ -7,8 +7,14 @@ namespace cairn {
 namespace {
 
 data::SourceOptions source_options(const config::SourceOptions& source) {
-  return {.name = source.name, .text = source.text, .separator = source.separator, .jsonl = source.jsonl, .field = source.field,
-          .shards = source.shards, .dtype = source.dtype, .weight = source.weight};
+  return {.name = source.name,
+          .text = source.text,
+          .separator = source.separator,
+          .jsonl = source.jsonl,
+          .field = source.field,
+          .shards = source.shards,
+          .dtype = source.dtype,
+          .weight = source.weight};
 }
 
 data::DataOptions data_options(const config::DataOptions& from) {
@@ -42,7 +48,11 @@ TokenizerPtr make_tokenizer(const config::RunConfig& config) {
     const auto& sources = config.stages.at(0).data.train;
     std::vector<std::string> texts;
     for (const auto& source : sources) {
-      if (!source.shards.empty()) config.fail("data.tokenizer.train", fmt::format("source '{}' holds ids, not text: give the tokenizer that made them (data.tokenizer.file)", source.name));
+      if (!source.shards.empty())
+        config.fail(
+            "data.tokenizer.train",
+            fmt::format("source '{}' holds ids, not text: give the tokenizer that made them (data.tokenizer.file)",
+                        source.name));
       data::read_documents(source_options(source), config.data.validation_fraction, [&](std::string_view text) {
         texts.emplace_back(text);
         return true;
@@ -66,11 +76,14 @@ models::DecoderConfig make_decoder_config(const config::RunConfig& config, const
   try {
     models::DecoderConfig decoder = models::decoder_config(section, true);
     if (decoder.vocab_size < tokenizer.vocab_size()) {
-      config.fail("model.vocab_size", fmt::format("found {}, expected at least {}: the tokenizer has ids up to {}", decoder.vocab_size, tokenizer.vocab_size(), tokenizer.vocab_size() - 1));
+      config.fail("model.vocab_size",
+                  fmt::format("found {}, expected at least {}: the tokenizer has ids up to {}", decoder.vocab_size,
+                              tokenizer.vocab_size(), tokenizer.vocab_size() - 1));
     }
     for (const auto& stage : config.stages) {
       if (stage.data.context > decoder.max_position_embeddings) {
-        config.fail("data.context", fmt::format("found {}, expected at most max_position_embeddings of the model ({})", stage.data.context, decoder.max_position_embeddings));
+        config.fail("data.context", fmt::format("found {}, expected at most max_position_embeddings of the model ({})",
+                                                stage.data.context, decoder.max_position_embeddings));
       }
     }
     return decoder;
@@ -79,9 +92,13 @@ models::DecoderConfig make_decoder_config(const config::RunConfig& config, const
   }
 }
 
-std::unique_ptr<data::Dataset> make_dataset(const config::RunConfig& config, TokenizerPtr tokenizer, const data::ProgressCallback& progress) {
+std::unique_ptr<data::Dataset> make_dataset(const config::RunConfig& config, TokenizerPtr tokenizer,
+                                            const data::ProgressCallback& progress) {
   std::vector<data::StageData> stages;
-  for (const auto& stage : config.stages) stages.push_back({.data = data_options(stage.data), .batch = stage.train.batch, .steps = config.staged ? stage.steps.value_or(0) : 0});
+  for (const auto& stage : config.stages)
+    stages.push_back({.data = data_options(stage.data),
+                      .batch = stage.train.batch,
+                      .steps = config.staged ? stage.steps.value_or(0) : 0});
   return std::make_unique<data::Dataset>(std::move(stages), std::move(tokenizer), config.seed.data, progress);
 }
 
@@ -100,7 +117,10 @@ void check_schedules(const config::RunConfig& config, std::optional<int64_t> las
     const std::string& name = stage.optim.schedule.name;
     if (!length) {
       if (name != "constant" && name != "inverse_sqrt") {
-        config.fail("optim.schedule.name", fmt::format("'{}' needs to know where the run ends: give train.steps, tokens or epochs besides minutes", name));
+        config.fail(
+            "optim.schedule.name",
+            fmt::format("'{}' needs to know where the run ends: give train.steps, tokens or epochs besides minutes",
+                        name));
       }
       continue;
     }
@@ -131,10 +151,12 @@ optim::OptimizerOptions optimizer_options(const config::Stage& stage) {
 
 double learning_rate(const config::Stage& stage, int64_t step, std::optional<int64_t> last) {
   const int64_t length = schedule_length(stage, last).value_or(INT64_MAX);
-  return stage.optim.lr * optim::schedule_multiplier(schedule_options(stage.optim.schedule), step - stage.schedule_first, length);
+  return stage.optim.lr *
+         optim::schedule_multiplier(schedule_options(stage.optim.schedule), step - stage.schedule_first, length);
 }
 
-StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step, std::optional<int64_t> last) {
+StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step,
+                           std::optional<int64_t> last) {
   return {.batch = stage.train.batch,
           .micro_batch = stage.train.micro_batch,
           .lanes = stage.train.lanes,
@@ -144,11 +166,12 @@ StepSettings step_settings(const config::RunConfig& config, const config::Stage&
           .dropout = config.model.dropout,
           .dropout_seed = config.seed.dropout,
           .products = product_type(stage.train.precision),
-          .reference = stage.train.kernels == "reference",
-          .skip_nonfinite = stage.train.on_nonfinite == "skip"};
+          .reference = stage.train.kernels == "reference"};
 }
 
 at::ScalarType weight_type(const std::string& precision) { return precision == "bf16" ? at::kBFloat16 : at::kFloat; }
-at::ScalarType product_type(const std::string& precision) { return precision == "float32" ? at::kFloat : at::kBFloat16; }
+at::ScalarType product_type(const std::string& precision) {
+  return precision == "float32" ? at::kFloat : at::kBFloat16;
+}
 
 }  // namespace cairn

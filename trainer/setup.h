@@ -15,7 +15,8 @@ namespace cairn {
 
 using TokenizerPtr = std::shared_ptr<const data::Tokenizer>;
 
-// The tokenizer that `data.tokenizer` describes; one that is trained sees the training part of the first stage's sources.
+// The tokenizer that `data.tokenizer` describes; one that is trained sees the training part of the first stage's
+// sources.
 TokenizerPtr make_tokenizer(const config::RunConfig& config);
 
 // The decoder of the `model` section. vocab_size is the tokenizer's where the section has none. A mistake ends in
@@ -23,7 +24,8 @@ TokenizerPtr make_tokenizer(const config::RunConfig& config);
 models::DecoderConfig make_decoder_config(const config::RunConfig& config, const data::Tokenizer& tokenizer);
 
 // The data of all stages, opened. `steps` of the last stage may be unknown (-1).
-std::unique_ptr<data::Dataset> make_dataset(const config::RunConfig& config, TokenizerPtr tokenizer, const data::ProgressCallback& progress);
+std::unique_ptr<data::Dataset> make_dataset(const config::RunConfig& config, TokenizerPtr tokenizer,
+                                            const data::ProgressCallback& progress);
 
 // The number of the last step; empty where only the clock ends the run.
 std::optional<int64_t> last_step(const config::RunConfig& config, const data::Dataset& data);
@@ -35,7 +37,8 @@ optim::OptimizerOptions optimizer_options(const config::Stage& stage);
 // Learning rate of step n of the run.
 double learning_rate(const config::Stage& stage, int64_t step, std::optional<int64_t> last);
 // Everything train_step wants for step n, but for the spike threshold, which hangs on the losses before.
-StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step, std::optional<int64_t> last);
+StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step,
+                           std::optional<int64_t> last);
 
 // float32 and bf16-mixed keep float32 weights.
 at::ScalarType weight_type(const std::string& precision);

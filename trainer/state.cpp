@@ -9,11 +9,16 @@ namespace {
 
 optim::Role role_of(models::Role role) {
   switch (role) {
-    case models::Role::matrix: return optim::Role::matrix;
-    case models::Role::embedding: return optim::Role::embedding;
-    case models::Role::head: return optim::Role::head;
-    case models::Role::norm: return optim::Role::norm;
-    case models::Role::bias: return optim::Role::bias;
+    case models::Role::matrix:
+      return optim::Role::matrix;
+    case models::Role::embedding:
+      return optim::Role::embedding;
+    case models::Role::head:
+      return optim::Role::head;
+    case models::Role::norm:
+      return optim::Role::norm;
+    case models::Role::bias:
+      return optim::Role::bias;
   }
   return optim::Role::other;
 }
@@ -31,14 +36,16 @@ at::Tensor tensor_of(const checkpoints::TensorView& view) {
   return copy;
 }
 
-State::State(models::DecoderConfig config, at::ScalarType dtype, parallel::World& world, int lanes, int zero) : world_(world), zero_(world.size > 1 ? zero : 0) {
+State::State(models::DecoderConfig config, at::ScalarType dtype, parallel::World& world, int lanes, int zero)
+    : world_(world), zero_(world.size > 1 ? zero : 0) {
   model_ = std::make_unique<models::Decoder>(std::move(config), dtype);
   const int64_t total = model_->parameters().flat().numel();
   gradient_ = at::zeros({total}, at::kFloat);
   leaf_gradient_ = dtype == at::kFloat ? gradient_ : at::zeros({total}, dtype);
   model_->parameters().bind_gradients(leaf_gradient_);
   lane_tree_ = std::make_unique<parallel::LaneTree>(gradient_, lanes / world.size);
-  reducer_ = std::make_unique<parallel::Reducer>(world_, gradient_, parallel::plan_buckets(total, world.size), parallel::Reducer::Options{.gather = zero_ == 0});
+  reducer_ = std::make_unique<parallel::Reducer>(world_, gradient_, parallel::plan_buckets(total, world.size),
+                                                 parallel::Reducer::Options{.gather = zero_ == 0});
 }
 
 std::vector<optim::Parameter> State::owned_parameters(bool whole) {
@@ -47,14 +54,17 @@ std::vector<optim::Parameter> State::owned_parameters(bool whole) {
   for (const auto& parameter : model_->parameters().all()) {
     const int64_t begin = parameter.offset, end = begin + parameter.numel();
     if (whole || zero_ == 0) {
-      owned.push_back({parameter.name, parameter.value(), gradient_.narrow(0, begin, end - begin).view(parameter.value().sizes()), role_of(parameter.role)});
+      owned.push_back({parameter.name, parameter.value(),
+                       gradient_.narrow(0, begin, end - begin).view(parameter.value().sizes()),
+                       role_of(parameter.role)});
       continue;
     }
     for (const auto& [offset, length] : reducer_->owned()) {
       const int64_t from = std::max(begin, offset), to = std::min(end, offset + length);
       if (from >= to) continue;
       // "name[from]": a piece of the parameter, from its element `from` on.
-      owned.push_back({fmt::format("{}[{}]", parameter.name, from - begin), flat.narrow(0, from, to - from), gradient_.narrow(0, from, to - from), role_of(parameter.role)});
+      owned.push_back({fmt::format("{}[{}]", parameter.name, from - begin), flat.narrow(0, from, to - from),
+                       gradient_.narrow(0, from, to - from), role_of(parameter.role)});
     }
   }
   return owned;
@@ -132,7 +142,8 @@ std::vector<StateTensor> State::extras() {
     for (auto& [kind, flat] : flats) {
       reducer_->gather_owned(flat);
       for (const auto& parameter : model_->parameters().all()) {
-        tensors.push_back({"optimizer." + parameter.name + kind, flat.narrow(0, parameter.offset, parameter.numel()).view(parameter.value().sizes())});
+        tensors.push_back({"optimizer." + parameter.name + kind,
+                           flat.narrow(0, parameter.offset, parameter.numel()).view(parameter.value().sizes())});
       }
     }
   }
@@ -153,7 +164,9 @@ void State::load_extras(const std::function<at::Tensor(const std::string&)>& rea
     }
     const at::Tensor whole = read("optimizer." + name);
     const bool fits = zero_ == 0 ? whole.sizes() == tensor.sizes() : whole.numel() >= from + tensor.numel();
-    if (!fits) throw std::runtime_error(fmt::format("optimizer.{}: found {} elements, expected {}", name, whole.numel(), tensor.numel()));
+    if (!fits)
+      throw std::runtime_error(
+          fmt::format("optimizer.{}: found {} elements, expected {}", name, whole.numel(), tensor.numel()));
     tensor.view(-1).copy_(whole.reshape(-1).narrow(0, from, tensor.numel()));
   }
   if (ema_) {

@@ -18,8 +18,8 @@
 
 namespace cairn {
 
-// A tensor of the state under the name that the digest and the checkpoint use. A rank that holds a piece of it (ZeRO-1) says
-// where the piece begins in the whole.
+// A tensor of the state under the name that the digest and the checkpoint use. A rank that holds a piece of it (ZeRO-1)
+// says where the piece begins in the whole.
 struct StateTensor {
   std::string name;
   at::Tensor tensor;
@@ -51,9 +51,11 @@ class State {
 
   // Of the whole state, over all ranks: every rank gets the same. Collective.
   checkpoints::Digest digest();
-  // Everything besides the weights, whole, for a checkpoint: {"optimizer.<name>", "ema.<name>"}. Collective with ZeRO-1.
+  // Everything besides the weights, whole, for a checkpoint: {"optimizer.<name>", "ema.<name>"}. Collective with
+  // ZeRO-1.
   std::vector<StateTensor> extras();
-  // Fills what extras() lists from `read(name)`; throws std::runtime_error naming a tensor that is missing or of another shape.
+  // Fills what extras() lists from `read(name)`; throws std::runtime_error naming a tensor that is missing or of
+  // another shape.
   void load_extras(const std::function<at::Tensor(const std::string&)>& read);
 
   int64_t step = 0;  // n of state[n]

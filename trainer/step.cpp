@@ -11,8 +11,8 @@ at::Tensor int_tensor(const std::vector<int32_t>& values) {
   return tensor;
 }
 
-// In the last micro-batch of a rank's last lane a block's gradients are final when the backward pass leaves it: they are
-// joined with the other lanes and go on their way to the other ranks while the pass goes on.
+// In the last micro-batch of a rank's last lane a block's gradients are final when the backward pass leaves it: they
+// are joined with the other lanes and go on their way to the other ranks while the pass goes on.
 class LastBackward : public models::Seams {
  public:
   explicit LastBackward(State& state) : state_(state) {
@@ -44,17 +44,21 @@ ModelInput model_input(const data::Batch& batch) {
   input.pass.length = batch.context;
   input.pass.positions = int_tensor(batch.positions);
   // One document a row needs no segments.
-  if (std::any_of(batch.segments.begin(), batch.segments.end(), [](int32_t s) { return s != 0; })) input.pass.segments = int_tensor(batch.segments);
+  if (std::any_of(batch.segments.begin(), batch.segments.end(), [](int32_t s) { return s != 0; }))
+    input.pass.segments = int_tensor(batch.segments);
   return input;
 }
 
 StepData step_data(const data::Dataset& data, int64_t n) {
-  return {.context = data.context(n), .targets = data.batch(n).target_count(), .rows = [&data, n](int64_t first, int64_t count) { return data.batch_rows(n, first, count); }};
+  return {.context = data.context(n),
+          .targets = data.batch(n).target_count(),
+          .rows = [&data, n](int64_t first, int64_t count) { return data.batch_rows(n, first, count); }};
 }
 
 StepResult train_step(State& state, const StepData& data, const StepSettings& settings) {
   parallel::World& world = state.world();
-  const int64_t n = state.step + 1, lane_rows = settings.batch / settings.lanes, local_lanes = settings.lanes / world.size;
+  const int64_t n = state.step + 1, lane_rows = settings.batch / settings.lanes,
+                local_lanes = settings.lanes / world.size;
   const double targets = static_cast<double>(data.targets);
   const LastBackward last_backward(state);
   const bool overlapped = state.model().parameters().flat().scalar_type() == at::kFloat && world.size > 1;
@@ -75,7 +79,8 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
       input.pass.step = n;
       input.pass.first_row = (first + row) * batch.context;
       if (overlapped && lane + 1 == local_lanes && row + rows == lane_rows) input.pass.seams = &last_backward;
-      const models::Loss loss = state.model().loss(input.ids, input.targets, input.pass, 1 / targets, settings.z_loss, true);
+      const models::Loss loss =
+          state.model().loss(input.ids, input.targets, input.pass, 1 / targets, settings.z_loss, true);
       sum[0] += loss.nll, sum[1] += loss.z, sum[2] += static_cast<double>(loss.correct);
       state.collect_gradients();
     }
@@ -86,7 +91,8 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
   state.reducer().finish();
 
   const std::vector<double> total = world.sum_lanes(sums, 3);
-  StepResult result{.loss = total[0] / targets, .z_loss = settings.z_loss * total[1] / targets, .accuracy = total[2] / targets};
+  StepResult result{
+      .loss = total[0] / targets, .z_loss = settings.z_loss * total[1] / targets, .accuracy = total[2] / targets};
   result.grad_norm = state.reducer().norm();
   result.tokens = settings.batch * data.context;
   result.targets = data.targets;

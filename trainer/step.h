@@ -9,17 +9,16 @@
 namespace cairn {
 
 struct StepSettings {
-  int64_t batch = 32;        // sequences of the step, over all ranks
-  int64_t micro_batch = 8;   // sequences at once
-  int lanes = 4;             // over all ranks
-  double lr = 1e-3;          // of this step
-  double clip = 1.0;         // 0: off
+  int64_t batch = 32;       // sequences of the step, over all ranks
+  int64_t micro_batch = 8;  // sequences at once
+  int lanes = 4;            // over all ranks
+  double lr = 1e-3;         // of this step
+  double clip = 1.0;        // 0: off
   double z_loss = 0;
   double dropout = 0;
   uint64_t dropout_seed = 0;
   at::ScalarType products = at::kFloat;
-  bool reference = false;    // plain twins instead of kernels
-  bool skip_nonfinite = false;
+  bool reference = false;      // plain twins instead of kernels
   double skip_loss_above = 0;  // 0: off; else a step whose loss is higher leaves the state as it was
 };
 
@@ -31,7 +30,7 @@ struct StepResult {
   int64_t tokens = 0;    // inputs of the whole batch
   int64_t targets = 0;
   bool finite = true;
-  bool updated = true;   // false: the update was skipped
+  bool updated = true;  // false: the update was skipped
 };
 
 // Where a step's sequences come from: any slice of the batch, and what is known of all of it.

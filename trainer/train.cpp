@@ -1,8 +1,5 @@
 #include "trainer/train.h"
 
-#include <signal.h>
-#include <unistd.h>
-
 #include <chrono>
 #include <deque>
 
@@ -17,6 +14,7 @@
 #include "trainer/model_io.h"
 #include "trainer/run_files.h"
 #include "trainer/setup.h"
+#include "trainer/signals.h"
 #include "trainer/step.h"
 
 namespace cairn {
@@ -27,38 +25,6 @@ using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// SIGINT, SIGTERM: finish the step, commit, exit 0. SIGUSR1: commit and go on. Handlers only note what came.
-volatile sig_atomic_t g_stop = 0, g_save = 0;
-
-class Signals {
- public:
-  Signals() {
-    g_stop = g_save = 0;
-    struct sigaction stop {};
-    stop.sa_handler = [](int) { g_stop = 1; };
-    struct sigaction save {};
-    save.sa_handler = [](int) { g_save = 1; };
-    sigaction(SIGINT, &stop, &old_[0]);
-    sigaction(SIGTERM, &stop, &old_[1]);
-    sigaction(SIGUSR1, &save, &old_[2]);
-  }
-  ~Signals() {
-    sigaction(SIGINT, &old_[0], nullptr);
-    sigaction(SIGTERM, &old_[1], nullptr);
-    sigaction(SIGUSR1, &old_[2], nullptr);
-  }
-
- private:
-  struct sigaction old_[3];
-};
-
-checkpoints::Schedule checkpoint_schedule(const config::CheckpointOptions& options) {
-  return {.every = options.every,
-          .log_spaced = options.log_spaced ? checkpoints::Spacing::doubling : checkpoints::Spacing::none,
-          .at = options.at,
-          .at_end = options.at_end};
-}
 
 class Loop {
  public:
@@ -84,27 +50,34 @@ class Loop {
       Json events = Json::array();
       const bool spike = threshold > 0 && result.loss > threshold;
       if (!result.finite) events.push_back({{"event", "nonfinite"}, {"action", stage.train.on_nonfinite}});
-      if (result.finite && spike) events.push_back({{"event", "spike"}, {"threshold", threshold}, {"action", stage.train.on_spike.action}});
+      if (result.finite && spike)
+        events.push_back({{"event", "spike"}, {"threshold", threshold}, {"action", stage.train.on_spike.action}});
       std::string stop;
       if (!result.finite && stage.train.on_nonfinite == "stop") stop = "nonfinite";
       if (result.finite && spike && stage.train.on_spike.action == "stop") stop = "spike";
       if (!stop.empty()) {
         // Nothing of this step is kept: the state before it is on the disk or can be computed again.
         report = {.step = state_->step, .loss = result.loss, .stopped_by = stop};
-        console_.line(fmt::format("step {}: the loss is {} ({}); the run stops. The state before this step is what `resume` starts from.", state_->step, result.loss, stop));
+        console_.line(fmt::format(
+            "step {}: the loss is {} ({}); the run stops. The state before this step is what `resume` starts from.",
+            state_->step, result.loss, stop));
         saver_->drain();
         return report;
       }
       if (result.finite) remember_loss(result.loss, stage.train.on_spike.window);
 
-      const bool stopped = world_.any(g_stop != 0), wanted = world_.any(g_save != 0);
+      const bool stopped = world_.any(Signals::stop()), wanted = world_.any(Signals::take_save());
       const bool late = config_.train.minutes && world_.any(elapsed_ >= 60 * *config_.train.minutes);
-      g_save = 0;
       const bool at_end = stopped || late || (last_ && state_->step == *last_);
-      Json line{{"step", state_->step}, {"tokens", tokens_}, {"loss", result.loss}, {"grad_norm", result.grad_norm}, {"lr", settings.lr}};
+      Json line{{"step", state_->step},
+                {"tokens", tokens_},
+                {"loss", result.loss},
+                {"grad_norm", result.grad_norm},
+                {"lr", settings.lr}};
       if (settings.z_loss > 0) line["z_loss"] = result.z_loss;
       line["accuracy"] = result.accuracy;
-      line["batch"] = {{"seed", config_.seed.data}, {"rows", settings.batch}, {"context", data_->context(state_->step)}};
+      line["batch"] = {
+          {"seed", config_.seed.data}, {"rows", settings.batch}, {"context", data_->context(state_->step)}};
       if (world_.size > 1) line["ranks"] = world_.size;
       const std::string digest = state_->digest().hex();
       line["digest"] = digest;
@@ -116,7 +89,8 @@ class Loop {
       if (stopped) events.push_back({{"event", "signal"}, {"signal", "stop"}});
       if (!events.empty()) line["events"] = events;
       write_line(line, stage);
-      const bool due = schedule_.due(state_->step, last_.value_or(-1)) || wanted || stopped || (late && config_.checkpoints.at_end);
+      const bool due = schedule_.due(state_->step, last_.value_or(-1)) || wanted || stopped ||
+                       (late && config_.checkpoints.at_end) || (config_.checkpoints.on_event && !events.empty());
       if (due) save(line);
       saver_->check();
       show(result, settings, step_seconds, stage.train, at_end);
@@ -134,7 +108,9 @@ class Loop {
     const bool writes = world_.is_first();
     if (writes) {
       if (!resuming && (fs::exists(run_ / "run.yaml") || fs::exists(run_ / "journal.jsonl"))) {
-        throw std::runtime_error(fmt::format("{} holds a run already: `cairn resume {}` goes on with it, or choose another folder with --run", run_.string(), run_.string()));
+        throw std::runtime_error(fmt::format(
+            "{} holds a run already: `cairn resume {}` goes on with it, or choose another folder with --run",
+            run_.string(), run_.string()));
       }
       store_.emplace(run_, checkpoints::Store::Mode::write);
     }
@@ -146,7 +122,8 @@ class Loop {
       tokenizer_ = make_tokenizer(config_);
       decoder_config_ = make_decoder_config(config_, *tokenizer_);
       data_ = make_dataset(config_, tokenizer_, [&](const data::Progress& p) {
-        console_.progress(fmt::format("{} {}: {} of {} bytes, {} tokens", p.phase, p.source, count(p.bytes), count(p.total_bytes), count(p.tokens)));
+        console_.progress(fmt::format("{} {}: {} of {} bytes, {} tokens", p.phase, p.source, count(p.bytes),
+                                      count(p.total_bytes), count(p.tokens)));
       });
     };
     if (writes) prepare();
@@ -155,10 +132,11 @@ class Loop {
     last_ = last_step(config_, *data_);
     check_schedules(config_, last_);
     schedule_ = checkpoint_schedule(config_.checkpoints);
-    check_ranks();
+    check_machine();
 
     const config::Stage& first = config_.stages.front();
-    state_ = std::make_unique<State>(decoder_config_, weight_type(first.train.precision), world_, first.train.lanes, config_.parallel.zero);
+    state_ = std::make_unique<State>(decoder_config_, weight_type(first.train.precision), world_, first.train.lanes,
+                                     config_.parallel.zero);
     state_->model().set_activation_checkpointing(first.train.activation_checkpointing);
     if (config_.model.from) {
       const fs::path folder = model_folder(*config_.model.from);
@@ -183,32 +161,45 @@ class Loop {
     if (config_.checkpoints.async && writes && config_.parallel.zero == 0) saver_->reserve(*state_);
     if (!resuming && schedule_.due(0, last_.value_or(-1))) save({{"step", 0}, {"digest", state_->digest().hex()}});
     if (resuming) {
-      console_.line(fmt::format("resuming {} at step {}{}", run_.string(), state_->step, last_ ? fmt::format(" of {}", *last_) : ""));
+      console_.line(fmt::format("resuming {} at step {}{}", run_.string(), state_->step,
+                                last_ ? fmt::format(" of {}", *last_) : ""));
     } else {
       const auto& numbers = state_->model().parameters();
       int64_t train_tokens = 0;
       for (int32_t i = 0; i < data_->source_count(); ++i) train_tokens += data_->source(i).train_tokens;
-      console_.line(fmt::format("{} {}, {} parameters, vocabulary {} · {} training tokens · {} threads × {} ranks · run {}", decoder_config_.model_type, config_.objective,
-                                count(numbers.numel()), decoder_config_.vocab_size, count(train_tokens), at::get_num_threads(), world_.size, run_.string()));
+      console_.line(
+          fmt::format("{} {}, {} parameters, vocabulary {} · {} training tokens · {} threads × {} ranks · run {}",
+                      decoder_config_.model_type, config_.objective, count(numbers.numel()), decoder_config_.vocab_size,
+                      count(train_tokens), at::get_num_threads(), world_.size, run_.string()));
     }
     peak_ = sgemm_peak_gflops(0.05) * world_.size;
     opened_s_ = seconds_since(start);
   }
 
-  void check_ranks() {
+  // What this machine, or this number of ranks, cannot do is refused before anything is computed.
+  void check_machine() {
+    for (const auto& stage : config_.stages) {
+      if (stage.train.device == "cuda")
+        config_.fail("train.device", "training on a GPU is not there yet: use cpu or auto");
+    }
     for (const auto& stage : config_.stages) {
       if (stage.train.lanes % world_.size) {
-        config_.fail("train.lanes", fmt::format("found {}, expected a multiple of the number of ranks ({})", stage.train.lanes, world_.size));
+        config_.fail("train.lanes", fmt::format("found {}, expected a multiple of the number of ranks ({})",
+                                                stage.train.lanes, world_.size));
       }
-      if (stage.train.lanes != config_.stages.front().train.lanes || stage.train.precision != config_.stages.front().train.precision) {
+      if (stage.train.lanes != config_.stages.front().train.lanes ||
+          stage.train.precision != config_.stages.front().train.precision) {
         config_.fail("stages", "train.lanes and train.precision cannot change inside a run");
       }
     }
     if (config_.parallel.data > 0 && config_.parallel.data != world_.size) {
-      config_.fail("parallel.data", fmt::format("found {}, but {} ranks were started", config_.parallel.data, world_.size));
+      config_.fail("parallel.data",
+                   fmt::format("found {}, but {} ranks were started", config_.parallel.data, world_.size));
     }
     if (config_.parallel.zero > 0 && config_.optim.name == "muon" && world_.size > 1) {
-      config_.fail("parallel.zero", "muon needs whole matrices on a rank, which a sharded optimizer does not have: use zero: 0 or adamw");
+      config_.fail(
+          "parallel.zero",
+          "muon needs whole matrices on a rank, which a sharded optimizer does not have: use zero: 0 or adamw");
     }
     world_.agree("the configuration", config::to_yaml(config_));
   }
@@ -222,7 +213,8 @@ class Loop {
       const int64_t known = index.lines.empty() ? 0 : index.lines.back().step;
       const auto newest = store_->newest_valid(known);
       for (const auto& damaged : newest.damaged) {
-        console_.line(fmt::format("checkpoint step {} is damaged ({}): going back to {}", damaged.step, damaged.fault.message(),
+        console_.line(fmt::format("checkpoint step {} is damaged ({}): going back to {}", damaged.step,
+                                  damaged.fault.message(),
                                   newest.step ? fmt::format("step {}", newest.step->step) : "the initialisation"));
       }
       if (newest.step) folder = newest.step->path.string();
@@ -238,7 +230,8 @@ class Loop {
       elapsed_ = saved.at("elapsed").get<double>();
       const std::string digest = state_->digest().hex();
       if (const auto recorded = saved.value("digest", digest); recorded != digest) {
-        throw std::runtime_error(fmt::format("{}: the state that was loaded has digest {}, the one that was saved had {}", folder, digest, recorded));
+        throw std::runtime_error(fmt::format(
+            "{}: the state that was loaded has digest {}, the one that was saved had {}", folder, digest, recorded));
       }
     }
     // The losses that the spike rule looks at, and the digests of steps that are computed again.
@@ -282,7 +275,10 @@ class Loop {
     const auto found = past_digests_.find(state_->step);
     if (found == past_digests_.end() || found->second.empty() || found->second == digest || warned_) return;
     warned_ = true;
-    console_.line(fmt::format("warning: step {} has digest {}, but had {} before: the machine, its libraries or the data differ from those in build.json", state_->step, digest, found->second));
+    console_.line(
+        fmt::format("warning: step {} has digest {}, but had {} before: the machine, its libraries or the data differ "
+                    "from those in build.json",
+                    state_->step, digest, found->second));
   }
 
   void evaluate(const config::Stage& stage, Json& line) {
@@ -290,9 +286,11 @@ class Loop {
     like.products = product_type(stage.train.precision);
     like.reference = stage.train.kernels == "reference";
     for (const std::string& set : data_->validation_names()) {
-      const Evaluation e = evaluate_set(state_->model(), *data_, set, config_.eval.sequences, stage.train.micro_batch, stage.data.context, tokenizer_.get(), like);
+      const Evaluation e = evaluate_set(state_->model(), *data_, set, config_.eval.sequences, stage.train.micro_batch,
+                                        stage.data.context, tokenizer_.get(), like);
       line["eval"][set] = {{"nll", e.nll}, {"bits_per_byte", e.bits_per_byte}, {"tokens", e.tokens}};
-      console_.line(fmt::format("step {:>5}  {}: {:.4f} nats a token, {:.3f} bits a byte", state_->step, set, e.nll, e.bits_per_byte));
+      console_.line(fmt::format("step {:>5}  {}: {:.4f} nats a token, {:.3f} bits a byte", state_->step, set, e.nll,
+                                e.bits_per_byte));
     }
   }
 
@@ -304,7 +302,8 @@ class Loop {
     if (sample.every > 0 && step % sample.every == 0) write_sample(sample);
     if (!board_) return;
     for (const char* key : {"loss", "grad_norm", "lr", "accuracy"}) {
-      if (line.contains(key) && line.at(key).is_number()) board_->scalar(fmt::format("train/{}", key), line.at(key).get<double>(), step);
+      if (line.contains(key) && line.at(key).is_number())
+        board_->scalar(fmt::format("train/{}", key), line.at(key).get<double>(), step);
     }
     if (line.contains("eval")) {
       for (const auto& [set, values] : line.at("eval").items()) {
@@ -319,14 +318,20 @@ class Loop {
     if (prompt.empty() && tokenizer_->eos_id()) prompt = {*tokenizer_->eos_id()};
     if (prompt.empty()) prompt = {0};
     const Generation g = Generator(state_->model(), *tokenizer_)
-                             .run(prompt, {.max_tokens = options.tokens, .temperature = options.temperature, .seed = config_.seed.sample + state_->step});
+                             .run(prompt, {.max_tokens = options.tokens,
+                                           .temperature = options.temperature,
+                                           .seed = config_.seed.sample + state_->step});
     console_.line(fmt::format("  sample: {}{}", options.prompt, g.text));
     if (board_) board_->text("sample", options.prompt + g.text, state_->step);
   }
 
   void save(const Json& line) {
     if (journal_) journal_->sync();  // what the checkpoint's step says is on the disk before the checkpoint is
-    const Json state_json{{"step", state_->step}, {"updates", state_->optimizer().steps_done()}, {"tokens", tokens_}, {"elapsed", elapsed_}, {"digest", line.at("digest")}};
+    const Json state_json{{"step", state_->step},
+                          {"updates", state_->optimizer().steps_done()},
+                          {"tokens", tokens_},
+                          {"elapsed", elapsed_},
+                          {"digest", line.at("digest")}};
     Json about{{"kind", "full"}, {"step", state_->step}, {"digest", line.at("digest")}};
     if (line.contains("eval")) {
       for (const auto& [set, values] : line.at("eval").items()) about["metrics"][set + "_nll"] = values.at("nll");
@@ -334,14 +339,23 @@ class Loop {
     saver_->save(*state_, state_json, about, world_.is_first());
   }
 
-  void show(const StepResult& result, const StepSettings& settings, double step_seconds, const config::TrainOptions& options, bool at_end) {
+  void show(const StepResult& result, const StepSettings& settings, double step_seconds,
+            const config::TrainOptions& options, bool at_end) {
     // The first step warms caches up; rates are smoothed over the last ones.
     rate_ = rate_ == 0 ? result.tokens / step_seconds : 0.9 * rate_ + 0.1 * result.tokens / step_seconds;
-    StepLine line{.step = state_->step, .last = last_, .loss = result.loss, .grad_norm = result.grad_norm, .lr = settings.lr, .tokens_per_s = rate_};
-    line.share_of_peak = step_flops(state_->model(), result.tokens, data_->context(state_->step)) * rate_ / result.tokens / 1e9 / peak_;
+    StepLine line{.step = state_->step,
+                  .last = last_,
+                  .loss = result.loss,
+                  .grad_norm = result.grad_norm,
+                  .lr = settings.lr,
+                  .tokens_per_s = rate_};
+    line.share_of_peak =
+        step_flops(state_->model(), result.tokens, data_->context(state_->step)) * rate_ / result.tokens / 1e9 / peak_;
     if (last_) line.eta_s = (*last_ - state_->step) * result.tokens / rate_;
-    if (config_.train.minutes) line.eta_s = std::min(line.eta_s < 0 ? 1e18 : line.eta_s, 60 * *config_.train.minutes - elapsed_);
-    console_.step(line, at_end || state_->step == 1 || (options.log_every > 0 && state_->step % options.log_every == 0));
+    if (config_.train.minutes)
+      line.eta_s = std::min(line.eta_s < 0 ? 1e18 : line.eta_s, 60 * *config_.train.minutes - elapsed_);
+    console_.step(line,
+                  at_end || state_->step == 1 || (options.log_every > 0 && state_->step % options.log_every == 0));
   }
 
   void finish(const TrainReport& report) {
@@ -351,7 +365,8 @@ class Loop {
     world_.barrier();
     const auto stored = store_->list();
     console_.line(fmt::format("{} at step {}: loss {:.4f}, {} tokens in {}; {} checkpoint{}, the last is {}",
-                              report.stopped_by == "end" ? "done" : "stopped by " + report.stopped_by, report.step, report.loss, count(tokens_), duration(elapsed_), stored.size(),
+                              report.stopped_by == "end" ? "done" : "stopped by " + report.stopped_by, report.step,
+                              report.loss, count(tokens_), duration(elapsed_), stored.size(),
                               stored.size() == 1 ? "" : "s", stored.empty() ? "none" : stored.back().path.string()));
   }
 
@@ -384,55 +399,10 @@ TrainReport start_run(const config::RunConfig& config, const fs::path& run, para
 }
 
 TrainReport resume_run(const fs::path& run, parallel::World& world, bool quiet) {
-  if (!fs::exists(run / "run.yaml")) throw std::runtime_error(fmt::format("{}: no run here (no run.yaml)", run.string()));
+  if (!fs::exists(run / "run.yaml"))
+    throw std::runtime_error(fmt::format("{}: no run here (no run.yaml)", run.string()));
   const config::RunConfig config = config::load(run / "run.yaml");
   return Loop(config, run, world, quiet).run(true);
-}
-
-nlohmann::ordered_json dry_run(const config::RunConfig& config) {
-  const TokenizerPtr tokenizer = make_tokenizer(config);
-  const models::DecoderConfig decoder_config = make_decoder_config(config, *tokenizer);
-  const auto data = make_dataset(config, tokenizer, {});
-  const auto last = last_step(config, *data);
-  check_schedules(config, last);
-  const models::Decoder model(decoder_config);  // memory is reserved, not touched
-  const auto& stage = config.stages.front();
-  const double parameters = static_cast<double>(model.parameters().numel());
-  const double moments = stage.optim.name == "adamw" ? 2 : 1;
-  const double lanes = std::log2(stage.train.lanes);
-  // Weights, gradient, lane sums, moments, average; activations of one micro-batch by their largest parts.
-  double activations = 0;
-  const double rows = static_cast<double>(stage.train.micro_batch) * stage.data.context;
-  for (const auto& block : decoder_config.blocks) {
-    const double width = static_cast<double>(block.attention.num_attention_heads + 2 * block.attention.num_key_value_heads) * block.attention.head_dim;
-    activations += rows * 4 * (4.0 * decoder_config.hidden_size + width + block.attention.num_attention_heads * block.attention.head_dim + 3.0 * block.feed_forward.intermediate_size);
-  }
-  if (stage.train.activation_checkpointing) activations = activations / decoder_config.blocks.size() + rows * 8 * decoder_config.hidden_size * decoder_config.blocks.size();
-  const double memory = 4 * parameters * (2 + lanes + moments + (stage.optim.ema > 0 ? 1 : 0) + (config.checkpoints.async ? 1 + moments : 0)) + activations;
-  const double checkpoint = 4 * parameters * (1 + moments + (stage.optim.ema > 0 ? 1 : 0));
-  int64_t checkpoints_due = 0;
-  if (last) {
-    const auto schedule = checkpoint_schedule(config.checkpoints);
-    for (int64_t n = 0; n <= *last; ++n) checkpoints_due += schedule.due(n, *last);
-  }
-  const double peak = sgemm_peak_gflops(0.2);
-  const int64_t step_tokens = static_cast<int64_t>(stage.train.batch) * stage.data.context;
-  const double step_seconds = step_flops(model, step_tokens, stage.data.context) / 1e9 / peak / 0.7;
-  int64_t train_tokens = 0;
-  for (int32_t i = 0; i < data->source_count(); ++i) train_tokens += data->source(i).train_tokens;
-  Json out{{"parameters", model.parameters().numel()},
-           {"memory_bytes", static_cast<int64_t>(memory)},
-           {"checkpoint_bytes", static_cast<int64_t>(checkpoint)},
-           {"train_tokens", train_tokens},
-           {"tokens_per_step", step_tokens}};
-  if (last) {
-    out["steps"] = *last;
-    out["checkpoints"] = checkpoints_due;
-    out["disk_bytes"] = static_cast<int64_t>(checkpoint * (config.checkpoints.keep.all ? checkpoints_due : config.checkpoints.keep.last));
-    out["epochs"] = static_cast<double>(*last) * step_tokens / std::max<int64_t>(1, train_tokens);
-    out["seconds"] = step_seconds * *last;  // products at 70% of this machine's measured peak
-  }
-  return out;
 }
 
 }  // namespace cairn

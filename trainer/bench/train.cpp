@@ -70,13 +70,15 @@ double weight_products(const Size& s, int repeat) {
   };
   std::vector<Product> products;
   auto add = [&](int64_t n, int64_t in, int64_t out, int64_t times) {
-    products.push_back({at::randn({n, in}), at::randn({out, in}), at::randn({n, out}), at::empty({n, out}), at::empty({n, in}), at::zeros({out, in}), times});
+    products.push_back({at::randn({n, in}), at::randn({out, in}), at::randn({n, out}), at::empty({n, out}),
+                        at::empty({n, in}), at::zeros({out, in}), times});
   };
   add(rows, s.hidden, width, s.layers);
   add(rows, s.hidden, s.hidden, s.layers);
   add(rows, s.hidden, 2 * s.ffn, s.layers);
   add(rows, s.ffn, s.hidden, s.layers);
-  add(std::min<int64_t>(rows, 256), s.hidden, s.vocabulary, std::max<int64_t>(1, rows / 256));  // in chunks: its logits are never held whole
+  add(std::min<int64_t>(rows, 256), s.hidden, s.vocabulary,
+      std::max<int64_t>(1, rows / 256));  // in chunks: its logits are never held whole
   return timed(
       [&] {
         for (Product& p : products) {
@@ -94,15 +96,16 @@ double weight_products(const Size& s, int repeat) {
 double attention_products(const Size& s, int repeat) {
   at::NoGradGuard no_grad;
   const int64_t batch = s.micro_batch * s.heads, width = s.hidden / s.heads;
-  const at::Tensor q = at::randn({batch, s.context, width}), k = at::randn({batch, s.context, width}), p = at::randn({batch, s.context, s.context});
+  const at::Tensor q = at::randn({batch, s.context, width}), k = at::randn({batch, s.context, width}),
+                   p = at::randn({batch, s.context, s.context});
   at::Tensor scores = at::empty_like(p), out = at::empty_like(q);
   const double seconds = timed(
       [&] {
         for (int64_t i = 0; i < s.layers; ++i) {
           at::bmm_out(scores, q, k.transpose(1, 2));  // q k^T; dout v^T is the same again
           at::bmm_out(scores, q, k.transpose(1, 2));
-          for (int j = 0; j < 2; ++j) at::bmm_out(out, p, k);                   // p v, dp k
-          for (int j = 0; j < 2; ++j) at::bmm_out(out, p.transpose(1, 2), k);   // dv, dk
+          for (int j = 0; j < 2; ++j) at::bmm_out(out, p, k);                  // p v, dp k
+          for (int j = 0; j < 2; ++j) at::bmm_out(out, p.transpose(1, 2), k);  // dv, dk
         }
       },
       1, repeat);
@@ -113,9 +116,16 @@ double attention_products(const Size& s, int repeat) {
 
 nlohmann::ordered_json bench_train(const TrainBenchOptions& options) {
   const Size& s = size_named(options.size);
-  const nlohmann::ordered_json config{{"model_type", "llama"},           {"hidden_size", s.hidden},         {"num_hidden_layers", s.layers},       {"num_attention_heads", s.heads},
-                                      {"num_key_value_heads", s.kv_heads}, {"intermediate_size", s.ffn},      {"vocab_size", s.vocabulary},           {"max_position_embeddings", s.context},
-                                      {"tie_word_embeddings", true},       {"rms_norm_eps", 1e-6}};
+  const nlohmann::ordered_json config{{"model_type", "llama"},
+                                      {"hidden_size", s.hidden},
+                                      {"num_hidden_layers", s.layers},
+                                      {"num_attention_heads", s.heads},
+                                      {"num_key_value_heads", s.kv_heads},
+                                      {"intermediate_size", s.ffn},
+                                      {"vocab_size", s.vocabulary},
+                                      {"max_position_embeddings", s.context},
+                                      {"tie_word_embeddings", true},
+                                      {"rms_norm_eps", 1e-6}};
   const auto world = parallel::World::join();
   State state(models::decoder_config(config, true), weight_type(options.precision), *world, options.lanes, 0);
   state.model().parameters().initialise(0);
@@ -123,8 +133,14 @@ nlohmann::ordered_json bench_train(const TrainBenchOptions& options) {
   adamw.lr = 3e-4;
   state.set_optimizer(adamw, 0);
   const int64_t batch = s.micro_batch * options.micro_batches * options.lanes, tokens = batch * s.context;
-  const StepData data{.context = s.context, .targets = tokens, .rows = [&](int64_t first, int64_t count) { return random_rows(s, first, count); }};
-  const StepSettings settings{.batch = batch, .micro_batch = s.micro_batch, .lanes = options.lanes, .lr = 3e-4, .products = product_type(options.precision)};
+  const StepData data{.context = s.context, .targets = tokens, .rows = [&](int64_t first, int64_t count) {
+                        return random_rows(s, first, count);
+                      }};
+  const StepSettings settings{.batch = batch,
+                              .micro_batch = s.micro_batch,
+                              .lanes = options.lanes,
+                              .lr = 3e-4,
+                              .products = product_type(options.precision)};
   StepResult result;
   const double seconds = timed([&] { result = train_step(state, data, settings); }, options.warmup, options.steps);
   const double digest_seconds = timed([&] { state.digest(); }, 1, options.steps);
@@ -143,12 +159,14 @@ nlohmann::ordered_json bench_train(const TrainBenchOptions& options) {
                              {"loss", result.loss}};
   if (options.ceiling) {
     const int64_t micro_batches = batch / s.micro_batch;
-    const double weights = weight_products(s, options.steps) * micro_batches, attention = attention_products(s, options.steps) * micro_batches;
+    const double weights = weight_products(s, options.steps) * micro_batches,
+                 attention = attention_products(s, options.steps) * micro_batches;
     const double optimizer = timed([&] { state.optimizer().step(0); }, 1, options.steps);
     const double ceiling = tokens / (weights + attention + optimizer);
     out["ceiling_tokens_per_s"] = ceiling;
     out["share_of_ceiling"] = tokens / seconds / ceiling;
-    out["ceiling_seconds"] = {{"weight_products", weights}, {"attention_products", attention}, {"optimizer", optimizer}};
+    out["ceiling_seconds"] = {
+        {"weight_products", weights}, {"attention_products", attention}, {"optimizer", optimizer}};
   }
   world->leave();
   return out;

@@ -1,4 +1,5 @@
-// `cairn bench train`: the training step of a Llama of a given size on random tokens, beside what its bare products allow.
+// `cairn bench train`: the training step of a Llama of a given size on random tokens, beside what its bare products
+// allow.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -7,17 +8,18 @@
 namespace cairn::bench {
 
 struct TrainBenchOptions {
-  std::string size = "4m";       // 4m, 14m, 135m
-  int steps = 5;                 // counted, after `warmup`
+  std::string size = "4m";  // 4m, 14m, 135m
+  int steps = 5;            // counted, after `warmup`
   int warmup = 2;
   int lanes = 1;
-  int micro_batches = 1;         // of the size's micro-batch, a lane
+  int micro_batches = 1;  // of the size's micro-batch, a lane
   std::string precision = "float32";
-  bool ceiling = true;           // measure the bare products too
+  bool ceiling = true;  // measure the bare products too
 };
 
-// {"size", "params", "tokens_per_s", "gflops", "sgemm_peak_gflops", "peak_rss_mib", "ceiling_tokens_per_s", "share_of_ceiling", ...}:
-// medians of the steps. The ceiling is the bare matrix products of the same step (weights: y, dx, dw; attention: the causal half of its six) and the optimizer's pass.
+// {"size", "params", "tokens_per_s", "gflops", "sgemm_peak_gflops", "peak_rss_mib", "ceiling_tokens_per_s",
+// "share_of_ceiling", ...}: medians of the steps. The ceiling is the bare matrix products of the same step (weights: y,
+// dx, dw; attention: the causal half of its six) and the optimizer's pass.
 nlohmann::ordered_json bench_train(const TrainBenchOptions& options);
 
 }  // namespace cairn::bench

@@ -13,7 +13,8 @@ Action bench_verb(CLI::App& command) {
   auto o = std::make_shared<Options>();
   auto chosen = std::make_shared<std::function<nlohmann::ordered_json()>>();
   command.require_subcommand(1);
-  CLI::App* t = command.add_subcommand("train", "the training step on random tokens, beside the bare products of the same step");
+  CLI::App* t =
+      command.add_subcommand("train", "the training step on random tokens, beside the bare products of the same step");
   t->add_option("--size", o->train.size, "4m, 14m, 135m (default 4m)");
   t->add_option("--steps", o->train.steps, "steps that count (default 5)");
   t->add_option("--lanes", o->train.lanes, "default 1");

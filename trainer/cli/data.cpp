@@ -28,13 +28,21 @@ int prepare(const Options& o) {
     sources.push_back(source);
   }
   Console console(o.json);
-  const auto done = data::prepare(sources, data::encoding_of(tokenizer), o.out, o.threads, [&](const data::Progress& p) {
-    console.progress(fmt::format("{} {}: {:>3.0f}%  {} tokens", p.phase, p.source, p.total_bytes ? 100.0 * p.bytes / p.total_bytes : 0.0, count(p.tokens)));
-  });
+  const auto done =
+      data::prepare(sources, data::encoding_of(tokenizer), o.out, o.threads, [&](const data::Progress& p) {
+        console.progress(fmt::format("{} {}: {:>3.0f}%  {} tokens", p.phase, p.source,
+                                     p.total_bytes ? 100.0 * p.bytes / p.total_bytes : 0.0, count(p.tokens)));
+      });
   auto out = nlohmann::ordered_json::array();
   for (const auto& p : done) {
-    out.push_back({{"source", p.source}, {"folder", p.folder}, {"documents", p.documents}, {"tokens", p.tokens}, {"bytes", p.bytes}, {"seconds", p.seconds}});
-    console.line(fmt::format("{}: {} documents, {} tokens from {} bytes in {:.1f} s -> {}", p.source, p.documents, count(p.tokens), count(p.bytes), p.seconds, p.folder));
+    out.push_back({{"source", p.source},
+                   {"folder", p.folder},
+                   {"documents", p.documents},
+                   {"tokens", p.tokens},
+                   {"bytes", p.bytes},
+                   {"seconds", p.seconds}});
+    console.line(fmt::format("{}: {} documents, {} tokens from {} bytes in {:.1f} s -> {}", p.source, p.documents,
+                             count(p.tokens), count(p.bytes), p.seconds, p.folder));
   }
   if (o.json) fmt::print("{}\n", out.dump());
   return 0;
@@ -42,7 +50,8 @@ int prepare(const Options& o) {
 
 // The tokenizer and data of a run, as its own loop opened them.
 std::unique_ptr<data::Dataset> open_run(const std::string& run) {
-  if (!std::filesystem::exists(std::filesystem::path(run) / "run.yaml")) throw UsageError(fmt::format("{}: no run here (no run.yaml)", run));
+  if (!std::filesystem::exists(std::filesystem::path(run) / "run.yaml"))
+    throw UsageError(fmt::format("{}: no run here (no run.yaml)", run));
   const config::RunConfig config = config::load(std::filesystem::path(run) / "run.yaml");
   return make_dataset(config, make_tokenizer(config), {});
 }
@@ -55,7 +64,9 @@ int show(const Options& o) {
     step = std::stoll(o.run.substr(at + 1));
   } catch (const std::exception&) {
   }
-  if (step < 1) throw UsageError(fmt::format("data show: '{}' is no step; step n (1 or more) turns state n-1 into state n", o.run.substr(at + 1)));
+  if (step < 1)
+    throw UsageError(fmt::format("data show: '{}' is no step; step n (1 or more) turns state n-1 into state n",
+                                 o.run.substr(at + 1)));
   const auto data = open_run(o.run.substr(0, at));
   const nlohmann::json shown = data::show(*data, step, o.text);
   fmt::print("{}", o.json ? shown.dump() + "\n" : data::show_text(shown));
@@ -69,10 +80,12 @@ int where(const Options& o) {
     fmt::print("{}\n", found.dump());
     return 0;
   }
-  fmt::print("document {} ({} tokens) was seen {} times\n", found.at("id").get<std::string>(), found.at("tokens").get<int64_t>(), found.at("seen").size());
+  fmt::print("document {} ({} tokens) was seen {} times\n", found.at("id").get<std::string>(),
+             found.at("tokens").get<int64_t>(), found.at("seen").size());
   for (const auto& s : found.at("seen")) {
-    fmt::print("  step {:>6}  row {:>3}  epoch {}  tokens {}..{}\n", s.at("step").get<int64_t>(), s.at("row").get<int64_t>(), s.at("epoch").get<int64_t>(),
-               s.at("offset").get<int64_t>(), s.at("offset").get<int64_t>() + s.at("tokens").get<int64_t>());
+    fmt::print("  step {:>6}  row {:>3}  epoch {}  tokens {}..{}\n", s.at("step").get<int64_t>(),
+               s.at("row").get<int64_t>(), s.at("epoch").get<int64_t>(), s.at("offset").get<int64_t>(),
+               s.at("offset").get<int64_t>() + s.at("tokens").get<int64_t>());
   }
   return 0;
 }
@@ -84,7 +97,8 @@ Action data_verb(CLI::App& command) {
   auto chosen = std::make_shared<int (*)(const Options&)>(nullptr);
   command.require_subcommand(1);
   CLI::App* p = command.add_subcommand("prepare", "tokenise texts into shards");
-  p->add_option("sources", o->sources, "files, folders, globs (.txt, .jsonl, also .gz and .zst) or known names")->required();
+  p->add_option("sources", o->sources, "files, folders, globs (.txt, .jsonl, also .gz and .zst) or known names")
+      ->required();
   p->add_option("--tokenizer", o->tokenizer, "tokenizer.json or a folder that holds one")->required();
   p->add_option("--out", o->out, "folder for the shards")->required();
   p->add_option("--field", o->field, "jsonl: the key that holds the text");

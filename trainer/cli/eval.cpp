@@ -55,7 +55,8 @@ Action eval_verb(CLI::App& command) {
   command.add_option("--threads", o->threads, "default: all");
   command.add_flag("--json", o->json, "{\"tokens\", \"nll\", \"bits_per_byte\"}");
   return [o] {
-    if (o->text.empty() == o->ids.empty()) throw UsageError("eval: expected either --text FILE or --ids FILE --logprobs OUT");
+    if (o->text.empty() == o->ids.empty())
+      throw UsageError("eval: expected either --text FILE or --ids FILE --logprobs OUT");
     if (!o->ids.empty() && o->logprobs.empty()) throw UsageError("eval: --ids needs --logprobs OUT");
     set_threads(o->threads);
     const auto folder = model_folder(o->model);
@@ -66,11 +67,15 @@ Action eval_verb(CLI::App& command) {
     }
     const auto tokenizer = data::Tokenizer::from_file(folder.string());
     const int64_t context = o->context ? o->context : std::min<int64_t>(2048, model->config().max_position_embeddings);
-    const Evaluation e = evaluate_text(*model, *tokenizer, checkpoints::read_file(o->text), context, o->stride ? o->stride : context);
+    const Evaluation e =
+        evaluate_text(*model, *tokenizer, checkpoints::read_file(o->text), context, o->stride ? o->stride : context);
     if (o->json) {
-      fmt::print("{}\n", nlohmann::ordered_json{{"tokens", e.tokens}, {"nll", e.nll}, {"bits_per_byte", e.bits_per_byte}}.dump());
+      fmt::print(
+          "{}\n",
+          nlohmann::ordered_json{{"tokens", e.tokens}, {"nll", e.nll}, {"bits_per_byte", e.bits_per_byte}}.dump());
     } else {
-      fmt::print("{} tokens: {:.4f} nats a token (perplexity {:.2f}), {:.4f} bits a byte\n", e.tokens, e.nll, std::exp(e.nll), e.bits_per_byte);
+      fmt::print("{} tokens: {:.4f} nats a token (perplexity {:.2f}), {:.4f} bits a byte\n", e.tokens, e.nll,
+                 std::exp(e.nll), e.bits_per_byte);
     }
     return 0;
   };

@@ -61,8 +61,10 @@ Action generate_verb(CLI::App& command) {
     const auto ids = prompt_ids(*loaded.tokenizer, o->prompt);
     if (o->json) {
       const Generation g = generator.run(ids, o->sampling);
-      fmt::print("{}\n", nlohmann::ordered_json{{"text", g.text}, {"ids", g.ids}, {"logprobs", g.logprobs}, {"finish_reason", g.finish_reason}}.dump(
-                             -1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+      fmt::print("{}\n",
+                 nlohmann::ordered_json{
+                     {"text", g.text}, {"ids", g.ids}, {"logprobs", g.logprobs}, {"finish_reason", g.finish_reason}}
+                     .dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
       return 0;
     }
     fmt::print("{}", o->prompt);
@@ -84,11 +86,14 @@ Action chat_verb(CLI::App& command) {
     const Generator generator(*loaded.model, *loaded.tokenizer);
     fmt::print("The model goes on from everything above; an empty line or Ctrl-D ends.\n");
     std::string past, line;
-    for (uint64_t turn = 0; fmt::print("> "), std::fflush(stdout), std::getline(std::cin, line) && !line.empty(); ++turn) {
+    for (uint64_t turn = 0; fmt::print("> "), std::fflush(stdout), std::getline(std::cin, line) && !line.empty();
+         ++turn) {
       past += line;
       // Older text leaves the context first, at a token's border.
       std::vector<int32_t> ids = prompt_ids(*loaded.tokenizer, past);
-      const int64_t room = loaded.model->config().max_position_embeddings - std::min<int64_t>(o->sampling.max_tokens, loaded.model->config().max_position_embeddings / 2);
+      const int64_t room =
+          loaded.model->config().max_position_embeddings -
+          std::min<int64_t>(o->sampling.max_tokens, loaded.model->config().max_position_embeddings / 2);
       if (static_cast<int64_t>(ids.size()) > room) {
         fmt::print("[the first {} tokens no longer fit the model's context]\n", ids.size() - room);
         ids.erase(ids.begin(), ids.end() - room);

@@ -15,7 +15,8 @@ Action log_verb(CLI::App& command) {
   command.add_flag("--json", o->json, "{\"steps\", \"checkpoints\": [{\"step\", \"kind\", \"bytes\", \"digest\"}]}");
   return [o] {
     const std::filesystem::path run(o->run);
-    if (!std::filesystem::exists(run / "run.yaml")) throw UsageError(fmt::format("{}: no run here (no run.yaml)", o->run));
+    if (!std::filesystem::exists(run / "run.yaml"))
+      throw UsageError(fmt::format("{}: no run here (no run.yaml)", o->run));
     const auto index = checkpoints::index_journal(run / "journal.jsonl");
     const int64_t steps = index.lines.empty() ? 0 : index.lines.back().step;
     std::vector<checkpoints::DamagedStep> damaged;
@@ -23,18 +24,26 @@ Action log_verb(CLI::App& command) {
     if (o->json) {
       nlohmann::ordered_json out{{"steps", steps}, {"checkpoints", nlohmann::ordered_json::array()}};
       for (const auto& s : stored) {
-        out["checkpoints"].push_back({{"step", s.step}, {"kind", s.manifest.about.value("kind", "")}, {"bytes", s.manifest.bytes()}, {"digest", s.manifest.about.value("digest", "")}});
+        out["checkpoints"].push_back({{"step", s.step},
+                                      {"kind", s.manifest.about.value("kind", "")},
+                                      {"bytes", s.manifest.bytes()},
+                                      {"digest", s.manifest.about.value("digest", "")}});
       }
       for (const auto& d : damaged) out["damaged"].push_back({{"step", d.step}, {"fault", d.fault.message()}});
       fmt::print("{}\n", out.dump());
       return 0;
     }
-    fmt::print("{}: {} steps, {} checkpoints{}\n", o->run, steps, stored.size(), index.torn ? "; the last line of the journal is torn and is dropped" : "");
-    for (const auto& s : stored) fmt::print("  step {:>8}  {:>9}B  digest {}\n", s.step, count(s.manifest.bytes()), s.manifest.about.value("digest", "?"));
+    fmt::print("{}: {} steps, {} checkpoints{}\n", o->run, steps, stored.size(),
+               index.torn ? "; the last line of the journal is torn and is dropped" : "");
+    for (const auto& s : stored)
+      fmt::print("  step {:>8}  {:>9}B  digest {}\n", s.step, count(s.manifest.bytes()),
+                 s.manifest.about.value("digest", "?"));
     for (const auto& d : damaged) fmt::print("  step {:>8}  damaged: {}\n", d.step, d.fault.message());
     if (steps > 0) {
       const auto last = checkpoints::read_journal(run / "journal.jsonl", steps, steps);
-      if (!last.empty() && last.back().at("loss").is_number()) fmt::print("  last step: loss {:.4f}, {} tokens\n", last.back().at("loss").get<double>(), count(last.back().at("tokens").get<double>()));
+      if (!last.empty() && last.back().at("loss").is_number())
+        fmt::print("  last step: loss {:.4f}, {} tokens\n", last.back().at("loss").get<double>(),
+                   count(last.back().at("tokens").get<double>()));
     }
     return 0;
   };
@@ -56,7 +65,8 @@ Action verify_verb(CLI::App& command) {
     int64_t checked = 0;
     auto check = [&](const fs::path& folder) {
       ++checked;
-      if (const auto found = checkpoints::verify_folder(folder); found && fault.empty()) fault = fmt::format("{}: {}", folder.string(), found->message());
+      if (const auto found = checkpoints::verify_folder(folder); found && fault.empty())
+        fault = fmt::format("{}: {}", folder.string(), found->message());
     };
     if (fs::exists(path / "checkpoints")) {
       try {
@@ -71,9 +81,15 @@ Action verify_verb(CLI::App& command) {
       check(path);
     }
     if (o->json) {
-      fmt::print("{}\n", nlohmann::ordered_json{{"ok", fault.empty()}, {"checked", checked}, {"fault", fault.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(fault)}}.dump());
+      fmt::print("{}\n", nlohmann::ordered_json{{"ok", fault.empty()},
+                                                {"checked", checked},
+                                                {"fault", fault.empty() ? nlohmann::ordered_json()
+                                                                        : nlohmann::ordered_json(fault)}}
+                             .dump());
     } else {
-      fmt::print("{}\n", fault.empty() ? fmt::format("{}: {} checkpoint folder(s) as they were written", o->path, checked) : fault);
+      fmt::print("{}\n", fault.empty()
+                             ? fmt::format("{}: {} checkpoint folder(s) as they were written", o->path, checked)
+                             : fault);
     }
     return fault.empty() ? 0 : 1;
   };

@@ -30,10 +30,14 @@ int train(const Options& o) {
       return true;
     });
   }
-  const auto tokenizer = data::train_bpe({documents.begin(), documents.end()}, {.vocab_size = o.vocab_size, .threads = o.threads});
+  const auto tokenizer =
+      data::train_bpe({documents.begin(), documents.end()}, {.vocab_size = o.vocab_size, .threads = o.threads});
   tokenizer->save(o.out);
   if (o.json) {
-    fmt::print("{}\n", nlohmann::ordered_json{{"vocab_size", tokenizer->vocab_size()}, {"documents", documents.size()}, {"out", o.out}}.dump());
+    fmt::print(
+        "{}\n",
+        nlohmann::ordered_json{{"vocab_size", tokenizer->vocab_size()}, {"documents", documents.size()}, {"out", o.out}}
+            .dump());
   } else {
     fmt::print("{} tokens from {} documents: {}/tokenizer.json\n", tokenizer->vocab_size(), documents.size(), o.out);
   }
@@ -71,7 +75,8 @@ int decode(const Options& o) {
         id = std::stoll(word, &used);
       } catch (const std::exception&) {
       }
-      if (used != word.size() || id < 0 || id >= tokenizer->vocab_size()) throw std::runtime_error(fmt::format("{}: '{}' is no id below {}", origin, word, tokenizer->vocab_size()));
+      if (used != word.size() || id < 0 || id >= tokenizer->vocab_size())
+        throw std::runtime_error(fmt::format("{}: '{}' is no id below {}", origin, word, tokenizer->vocab_size()));
       ids.push_back(static_cast<int32_t>(id));
     }
     fmt::print("{}", tokenizer->decode(ids, !o.special));
@@ -96,7 +101,9 @@ Action tokenizer_verb(CLI::App& command) {
     c->add_option("--tokenizer", o->file, "tokenizer.json or a folder that holds one")->required();
     c->add_option("--input", o->input, "default: standard input");
     c->add_flag("--special", o->special, encoding ? "add the special tokens of the tokenizer" : "show special tokens");
-    c->add_flag("--json", o->json, encoding ? "one JSON string a line -> one array of ids a line" : "one array of ids a line -> one JSON string a line");
+    c->add_flag("--json", o->json,
+                encoding ? "one JSON string a line -> one array of ids a line"
+                         : "one array of ids a line -> one JSON string a line");
     c->callback([chosen, encoding] { *chosen = encoding ? encode : decode; });
   }
   return [o, chosen] { return (*chosen)(*o); };

@@ -22,12 +22,15 @@ std::string default_run(const std::string& config_file) {
 }
 
 void print_report(const TrainReport& report, const std::string& run) {
-  const nlohmann::ordered_json json{{"run", run}, {"step", report.step}, {"loss", report.loss}, {"stopped_by", report.stopped_by}};
+  const nlohmann::ordered_json json{
+      {"run", run}, {"step", report.step}, {"loss", report.loss}, {"stopped_by", report.stopped_by}};
   std::printf("%s\n", json.dump().c_str());
 }
 
 // A run that stopped because of what it computed has failed; one that was asked to stop has not.
-int status_of(const TrainReport& report) { return report.stopped_by == "nonfinite" || report.stopped_by == "spike" ? 1 : 0; }
+int status_of(const TrainReport& report) {
+  return report.stopped_by == "nonfinite" || report.stopped_by == "spike" ? 1 : 0;
+}
 
 // Runs `body` as a rank: the others learn why this one stopped.
 template <class Body>
@@ -58,7 +61,9 @@ Action train_verb(CLI::App& command) {
   command.add_option("--run", o->run, "the run's folder (default: runs/NAME-TIME)");
   command.add_flag("--dry-run", o->dry_run, "print parameters, memory, disk and time, and stop");
   command.add_flag("--json", o->json, "one line of JSON at the end instead of progress");
-  command.footer("Every key of a run file: cairn train --dry-run FILE writes none; see run.yaml of any run for all keys with their values.");
+  command.footer(
+      "Every key of a run file: cairn train --dry-run FILE writes none; see run.yaml of any run for all keys with "
+      "their values.");
   return [o] {
     const config::RunConfig config = config::load(o->config, o->overrides);
     if (o->dry_run) {
@@ -72,9 +77,12 @@ Action train_verb(CLI::App& command) {
         fmt::print("training tokens  {}\n", count(report.at("train_tokens").get<double>()));
         fmt::print("tokens a step    {}\n", report.at("tokens_per_step").get<int64_t>());
         if (report.contains("steps")) {
-          fmt::print("steps            {} ({:.2f} epochs)\n", report.at("steps").get<int64_t>(), report.at("epochs").get<double>());
-          fmt::print("checkpoints      {}, {:.2f} GiB on disk\n", report.at("checkpoints").get<int64_t>(), report.at("disk_bytes").get<double>() / (1 << 30));
-          fmt::print("time             about {} (products at 70% of this machine's peak)\n", duration(report.at("seconds").get<double>()));
+          fmt::print("steps            {} ({:.2f} epochs)\n", report.at("steps").get<int64_t>(),
+                     report.at("epochs").get<double>());
+          fmt::print("checkpoints      {}, {:.2f} GiB on disk\n", report.at("checkpoints").get<int64_t>(),
+                     report.at("disk_bytes").get<double>() / (1 << 30));
+          fmt::print("time             about {} (products at 70% of this machine's peak)\n",
+                     duration(report.at("seconds").get<double>()));
         }
       }
       return 0;
@@ -97,10 +105,12 @@ Action resume_verb(CLI::App& command) {
   };
   auto o = std::make_shared<Options>();
   command.add_option("run", o->run, "the run's folder")->required();
-  command.add_option("--threads", o->threads, "threads a rank (default: what run.yaml says); changes no bit on the CPU");
+  command.add_option("--threads", o->threads,
+                     "threads a rank (default: what run.yaml says); changes no bit on the CPU");
   command.add_flag("--json", o->json, "one line of JSON at the end instead of progress");
   return [o] {
-    if (!fs::exists(fs::path(o->run) / "run.yaml")) throw UsageError(fmt::format("{}: no run here (no run.yaml)", o->run));
+    if (!fs::exists(fs::path(o->run) / "run.yaml"))
+      throw UsageError(fmt::format("{}: no run here (no run.yaml)", o->run));
     const int threads = o->threads > 0 ? o->threads : config::load(fs::path(o->run) / "run.yaml").train.threads;
     return as_rank(threads, [&](parallel::World& world) {
       const TrainReport report = resume_run(o->run, world, o->json);

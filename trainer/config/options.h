@@ -148,6 +148,7 @@ struct CheckpointOptions {
   bool log_spaced = false;  // also at steps 0, 1, 2, 4, 8, ...
   std::vector<int64_t> at;  // also at these steps
   bool at_end = true;
+  bool on_event = false;    // also at a step with an event: a spike, a skipped update
   KeepOptions keep;
   bool async = true;
   bool operator==(const CheckpointOptions&) const = default;

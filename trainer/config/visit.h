@@ -149,6 +149,7 @@ void visit(V& v, CheckpointOptions& o) {
   v.key("log_spaced", o.log_spaced, any(), "also at steps 0, 1, 2, 4, 8, ...");
   v.key("at", o.at, at_least(0), "also at these steps");
   v.key("at_end", o.at_end, any(), "also after the last step");
+  v.key("on_event", o.on_event, any(), "also at a step with an event: a loss spike, a skipped update");
   v.section("keep", o.keep, "all, or a rule {last, every, best}");
   v.key("async", o.async, any(), "write while training goes on");
 }

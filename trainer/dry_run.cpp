@@ -1,0 +1,68 @@
+#include "trainer/environment.h"
+#include "trainer/flops.h"
+#include "trainer/run_files.h"
+#include "trainer/setup.h"
+#include "trainer/train.h"
+
+namespace cairn {
+
+using Json = nlohmann::ordered_json;
+
+nlohmann::ordered_json dry_run(const config::RunConfig& config) {
+  const TokenizerPtr tokenizer = make_tokenizer(config);
+  const models::DecoderConfig decoder_config = make_decoder_config(config, *tokenizer);
+  const auto data = make_dataset(config, tokenizer, {});
+  const auto last = last_step(config, *data);
+  check_schedules(config, last);
+  const models::Decoder model(decoder_config);  // memory is reserved, not touched
+  const auto& stage = config.stages.front();
+  const double parameters = static_cast<double>(model.parameters().numel());
+  const double moments = stage.optim.name == "adamw" ? 2 : 1;
+  const double lanes = std::log2(stage.train.lanes);
+  // Weights, gradient, lane sums, moments, average; activations of one micro-batch by their largest parts.
+  double activations = 0;
+  const double rows = static_cast<double>(stage.train.micro_batch) * stage.data.context;
+  for (const auto& block : decoder_config.blocks) {
+    const double width =
+        static_cast<double>(block.attention.num_attention_heads + 2 * block.attention.num_key_value_heads) *
+        block.attention.head_dim;
+    activations +=
+        rows * 4 *
+        (4.0 * decoder_config.hidden_size + width + block.attention.num_attention_heads * block.attention.head_dim +
+         3.0 * block.feed_forward.intermediate_size);
+  }
+  if (stage.train.activation_checkpointing)
+    activations = activations / decoder_config.blocks.size() +
+                  rows * 8 * decoder_config.hidden_size * decoder_config.blocks.size();
+  const double memory =
+      4 * parameters *
+          (2 + lanes + moments + (stage.optim.ema > 0 ? 1 : 0) + (config.checkpoints.async ? 1 + moments : 0)) +
+      activations;
+  const double checkpoint = 4 * parameters * (1 + moments + (stage.optim.ema > 0 ? 1 : 0));
+  int64_t checkpoints_due = 0;
+  if (last) {
+    const auto schedule = checkpoint_schedule(config.checkpoints);
+    for (int64_t n = 0; n <= *last; ++n) checkpoints_due += schedule.due(n, *last);
+  }
+  const double peak = sgemm_peak_gflops(0.2);
+  const int64_t step_tokens = static_cast<int64_t>(stage.train.batch) * stage.data.context;
+  const double step_seconds = step_flops(model, step_tokens, stage.data.context) / 1e9 / peak / 0.7;
+  int64_t train_tokens = 0;
+  for (int32_t i = 0; i < data->source_count(); ++i) train_tokens += data->source(i).train_tokens;
+  Json out{{"parameters", model.parameters().numel()},
+           {"memory_bytes", static_cast<int64_t>(memory)},
+           {"checkpoint_bytes", static_cast<int64_t>(checkpoint)},
+           {"train_tokens", train_tokens},
+           {"tokens_per_step", step_tokens}};
+  if (last) {
+    out["steps"] = *last;
+    out["checkpoints"] = checkpoints_due;
+    out["disk_bytes"] = static_cast<int64_t>(
+        checkpoint * (config.checkpoints.keep.all ? checkpoints_due : config.checkpoints.keep.last));
+    out["epochs"] = static_cast<double>(*last) * step_tokens / std::max<int64_t>(1, train_tokens);
+    out["seconds"] = step_seconds * *last;  // products at 70% of this machine's measured peak
+  }
+  return out;
+}
+
+}  // namespace cairn
