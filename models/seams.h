@@ -13,6 +13,8 @@ class Seams {
   virtual ~Seams() = default;
 
   // 1. Around linear layers. `linear_input` sees x before the product, `linear_output` y after it; both are differentiable.
+  // Where neither does anything, exchanges_linear() is false and layers may fuse what stands beside a product with it.
+  virtual bool exchanges_linear() const { return false; }
   virtual at::Tensor linear_input(const at::Tensor& x, LinearCut) const { return x; }
   virtual at::Tensor linear_output(const at::Tensor& y, LinearCut) const { return y; }
 

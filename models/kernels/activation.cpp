@@ -61,7 +61,8 @@ at::Tensor gated_forward(const at::Tensor& gate_up, Activation kind) {
   return h;
 }
 
-at::Tensor gated_backward(const at::Tensor& dh, const at::Tensor& gate_up, Activation kind, const at::Tensor& out) {
+at::Tensor gated_backward(const at::Tensor& dh, const at::Tensor& gate_up, Activation kind, const at::Tensor& out,
+                          const at::Tensor& h) {
   const char* op = "gated_backward";
   Gated job = gated_job(gate_up, op);
   check_floats(dh, {gate_up.size(0), gate_up.size(1) / 2}, op, "dh");
@@ -73,6 +74,10 @@ at::Tensor gated_backward(const at::Tensor& dh, const at::Tensor& gate_up, Activ
   }
   job.dh = dh.const_data_ptr<float>();
   job.out = rows.data, job.out_stride = rows.outer_stride;
+  if (h.defined()) {
+    check_floats(h, dh.sizes(), op, "h");
+    job.h = h.mutable_data_ptr<float>();
+  }
   simd_gated(job, static_cast<int>(kind));
   return result;
 }

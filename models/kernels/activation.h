@@ -18,7 +18,9 @@ const char* activation_name(Activation kind);  // the Hugging Face name that is 
 at::Tensor gated_forward(const at::Tensor& gate_up, Activation kind);
 // dh [N, F] contiguous -> gradient of gate_up [N, 2F], written to `out` where that is defined (it may be gate_up
 // itself, which is then lost). gate_up and out may have any row stride.
-at::Tensor gated_backward(const at::Tensor& dh, const at::Tensor& gate_up, Activation kind, const at::Tensor& out = {});
+// With h [N, F] the forward pass's result is written there once more, which may be dh itself: then it need not be kept.
+at::Tensor gated_backward(const at::Tensor& dh, const at::Tensor& gate_up, Activation kind, const at::Tensor& out = {},
+                          const at::Tensor& h = {});
 
 // x, dy contiguous, any shape.
 at::Tensor activation_forward(const at::Tensor& x, Activation kind);

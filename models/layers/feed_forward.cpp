@@ -1,6 +1,7 @@
 #include "models/layers/feed_forward.h"
 
 #include "models/kernels/available.h"
+#include "models/kernels/linear.h"
 #include "models/kernels/ref/activation.h"
 
 namespace cairn::models {
@@ -29,6 +30,31 @@ struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
   }
 };
 
+// down(act(gate) * up): only gate and up are kept; the backward pass gets the hidden values again beside their
+// gradient.
+struct GatedDownFunction : torch::autograd::Function<GatedDownFunction> {
+  static Variable forward(AutogradContext* ctx, const Variable& gate_up, const Variable& weight,
+                          const std::optional<Variable>& given_bias, int64_t kind) {
+    const at::Tensor bias = given_bias.value_or(at::Tensor());
+    ctx->save_for_backward({gate_up, weight, bias});
+    ctx->saved_data["kind"] = kind;
+    return kernels::linear_forward(kernels::gated_forward(gate_up, static_cast<Activation>(kind)), weight, bias);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &gate_up = saved[0], &weight = saved[1], &bias = saved[2];
+    const at::Tensor dy = grads[0].contiguous();                       // [N, C]
+    const at::Tensor dh = kernels::linear_backward_input(dy, weight);  // [N, F]
+    // In place: dh becomes h. The kept gate_up is read once and becomes its own gradient.
+    const at::Tensor dgate_up = kernels::gated_backward(
+        dh, gate_up, static_cast<Activation>(ctx->saved_data["kind"].toInt()), gate_up.detach(), dh);
+    if (weight.requires_grad()) {
+      kernels::linear_backward_weight_(weight.grad(), bias.defined() ? bias.grad() : at::Tensor(), dy, dh);
+    }
+    return {dgate_up, at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
 }  // namespace
 
 FeedForward::FeedForward(Parameters& parameters, const std::string& name, int64_t hidden_size,
@@ -45,8 +71,13 @@ FeedForward::FeedForward(Parameters& parameters, const std::string& name, int64_
 
 at::Tensor FeedForward::forward(const at::Tensor& x, const Pass& pass) const {
   const at::Tensor up = up_.forward(x, pass);  // [N, 2F] or [N, F]
-  at::Tensor h;                                // [N, F]
-  if (pass.reference || !kernels::available(up)) {
+  const bool fast = !pass.reference && kernels::available(up);
+  if (fast && config_.gated && pass.products == at::kFloat && !pass.seams->exchanges_linear()) {
+    const auto bias = down_.bias.defined() ? std::optional<at::Tensor>(down_.bias) : std::nullopt;
+    return GatedDownFunction::apply(up, down_.weight, bias, static_cast<int64_t>(config_.activation));
+  }
+  at::Tensor h;  // [N, F]
+  if (!fast) {
     h = config_.gated ? kernels::ref::gated(up, config_.activation) : kernels::ref::activation(up, config_.activation);
   } else {
     h = ActivationFunction::apply(up, static_cast<int64_t>(config_.activation), config_.gated);

@@ -76,7 +76,9 @@ void GatedRows(const Gated& job) {
       ForColumns(columns, [&](size_t i, auto part) CAIRN_LAMBDA {
         const F16 d = Load(dh + i, part);
         const Both act = Act::ValueAndSlope(Load(gate + i, part));
-        const F16 dgate = d * Load(up + i, part) * act.slope;
+        const F16 u = Load(up + i, part);
+        const F16 dgate = d * u * act.slope;
+        if (job.h) Store(act.value * u, job.h + n * columns + i, part);
         Store(d * act.value, out + columns + i, part);
         Store(dgate, out + i, part);
       });

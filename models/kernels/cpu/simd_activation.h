@@ -14,6 +14,7 @@ struct Gated {
   const float* dh = nullptr;  // [rows, F]; null: the forward pass
   float* out = nullptr;  // [rows, F] contiguous, or in the backward pass the gradient of gate_up (maybe in its place)
   ptrdiff_t out_stride = 0;
+  float* h = nullptr;  // backward: where act(gate) * up goes once more, or null; may be dh
 };
 
 void simd_gated(const Gated& job, int kind);
