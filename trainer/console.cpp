@@ -6,7 +6,8 @@
 
 namespace cairn {
 
-Console::Console(bool quiet) : quiet_(quiet), terminal_(isatty(STDOUT_FILENO) != 0) {}
+Console::Console(bool quiet, bool silent)
+    : quiet_(quiet || silent), silent_(silent), terminal_(isatty(STDOUT_FILENO) != 0) {}
 
 void Console::progress(const std::string& text) {
   if (quiet_ || !terminal_) return;
@@ -20,6 +21,11 @@ void Console::line(const std::string& text) {
   std::fputs(((open_ ? "\r\033[K" : "") + text + "\n").c_str(), stdout);
   std::fflush(stdout);
   open_ = false;
+}
+
+void Console::warn(const std::string& text) {
+  if (!quiet_) return line(text);
+  if (!silent_) std::fprintf(stderr, "cairn: %s\n", text.c_str());
 }
 
 void Console::step(const StepLine& l, bool permanent) {

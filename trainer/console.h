@@ -18,16 +18,19 @@ struct StepLine {
 
 class Console {
  public:
-  // `quiet`: ranks other than the first, and --json.
-  explicit Console(bool quiet);
+  // `quiet` (--json): warnings go to the standard error, nothing else is said. `silent` (ranks other than the first):
+  // nothing at all.
+  explicit Console(bool quiet, bool silent = false);
   // Keeps one line, on a terminal only.
   void progress(const std::string& text);
   void step(const StepLine& line, bool permanent);
   // A line that stays.
   void line(const std::string& text);
+  // One that is said with --json too.
+  void warn(const std::string& text);
 
  private:
-  bool quiet_, terminal_;
+  bool quiet_, silent_, terminal_;
   bool open_ = false;  // a renewing line stands on the screen
 };
 

@@ -16,8 +16,29 @@ checkpoints::Retention retention_of(const config::KeepOptions& keep) {
   r.all = keep.all;
   r.last = keep.last;
   r.every = keep.every;
-  if (keep.best) r.metric = "validation_nll", r.best = 1;
+  if (keep.best) r.metric = kMeanLoss, r.best = 1;
   return r;
+}
+
+using Json = nlohmann::ordered_json;
+
+Json read_build(const fs::path& run) {
+  const fs::path path = run / "build.json";
+  if (!fs::exists(path)) return Json::object();
+  try {
+    return Json::parse(read_file(path));
+  } catch (const Json::exception& error) {
+    throw std::runtime_error(fmt::format("{}: not valid JSON: {}", path.string(), error.what()));
+  }
+}
+
+Json source_json(const data::SourceInfo& source) {
+  return {{"name", source.name},
+          {"path", source.path},
+          {"tokens", source.tokens},
+          {"documents", source.documents},
+          {"digest", fmt::format("{:016x}", source.digest)},
+          {"files_digest", source.files_digest}};
 }
 
 }  // namespace
@@ -29,9 +50,36 @@ checkpoints::Schedule checkpoint_schedule(const config::CheckpointOptions& optio
           .at_end = options.at_end};
 }
 
-void write_run_files(const fs::path& run, const config::RunConfig& config, const nlohmann::ordered_json& build) {
-  checkpoints::replace_file(run / "run.yaml", config::to_yaml(config));
-  checkpoints::replace_file(run / "build.json", build.dump(2) + "\n");
+void write_run_files(const fs::path& run, const config::RunConfig& config, const nlohmann::ordered_json& build,
+                     const data::Dataset& data, bool resuming) {
+  const Json before = resuming ? read_build(run) : Json::object();
+  Json now = before.empty() ? build : before;
+  std::set<std::string> known;
+  for (const Json& source : now["sources"]) known.insert(source.value("name", ""));
+  for (int32_t i = 0; i < data.source_count(); ++i) {
+    if (!known.contains(data.source(i).name)) now["sources"].push_back(source_json(data.source(i)));
+  }
+  if (now != before) checkpoints::replace_file(run / "build.json", now.dump(2) + "\n");
+  if (!resuming) checkpoints::replace_file(run / "run.yaml", config::to_yaml(config));
+}
+
+void check_sources(const fs::path& run, const data::Dataset& data) {
+  const Json build = read_build(run);
+  const Json recorded = build.value("sources", Json::array());
+  // A tokenizer trained on one source changes the tokens of all: the one whose files differ is named first.
+  for (const char* key : {"files_digest", "digest"}) {
+    for (int32_t i = 0; i < data.source_count(); ++i) {
+      const Json now = source_json(data.source(i));
+      for (const Json& was : recorded) {
+        if (was.value("name", "") != now.at("name") || was.value(key, "") == now.at(key)) continue;
+        throw std::runtime_error(fmt::format(
+            "{}: the data of source '{}' ({}) changed: found {} {}, expected {}, which {} records. Steps of other data "
+            "are not steps of this run: put the old data back, or start a new run from its weights (model.from)",
+            run.string(), data.source(i).name, data.source(i).path, key, now.at(key).get<std::string>(),
+            was.value(key, "nothing"), (run / "build.json").string()));
+      }
+    }
+  }
 }
 
 Saver::Saver(checkpoints::Store& store, const config::RunConfig& config, const data::Tokenizer& tokenizer,
@@ -64,7 +112,8 @@ void Saver::save(State& state, const nlohmann::ordered_json& state_json, const n
   const size_t model_count = model.views.size();
   const std::string config = config_text(state.model()), generation = generation_config_text(state.model());
   const int64_t step = state.step;
-  auto write = [this, step, model_count, config, generation, state_json, about](std::span<const checkpoints::TensorView> snapshot) {
+  auto write = [this, step, model_count, config, generation, state_json,
+                about](std::span<const checkpoints::TensorView> snapshot) {
     checkpoints::CheckpointContents contents;
     contents.model.assign(snapshot.begin(), snapshot.begin() + model_count);
     contents.optimizer.assign(snapshot.begin() + model_count, snapshot.end());
@@ -96,7 +145,8 @@ fs::path model_folder(const std::string& address) {
   // RUN, RUN@last, RUN@N: a stored step of a run.
   std::string run = address;
   std::string step = "last";
-  if (const size_t at = address.rfind('@'); at != std::string::npos)
+  // A folder may have an @ in its name.
+  if (const size_t at = address.rfind('@'); at != std::string::npos && !fs::is_directory(address))
     run = address.substr(0, at), step = address.substr(at + 1);
   if (!fs::is_directory(run)) throw std::runtime_error(fmt::format("{}: no such model folder or run", address));
   if (!fs::is_directory(fs::path(run) / "checkpoints"))

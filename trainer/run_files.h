@@ -14,9 +14,17 @@ namespace cairn {
 // The rules of `checkpoints:` as the store takes them.
 checkpoints::Schedule checkpoint_schedule(const config::CheckpointOptions& options);
 
-// run.yaml and build.json.
+// The mean over all validation sets, as the manifests name it: what `checkpoints.keep.best` goes by.
+inline constexpr const char* kMeanLoss = "mean_nll";
+
+// build.json (with the digests of the sources) and run.yaml, which makes the folder a run. A run that goes on keeps
+// what it recorded; sources that came with a change of run.yaml are added.
 void write_run_files(const std::filesystem::path& run, const config::RunConfig& config,
-                     const nlohmann::ordered_json& build);
+                     const nlohmann::ordered_json& build, const data::Dataset& data, bool resuming);
+
+// Throws std::runtime_error naming the source whose data are not those that build.json recorded: a step of other data
+// would not be a step of this run.
+void check_sources(const std::filesystem::path& run, const data::Dataset& data);
 
 // Saves states of one run, in the background where asked.
 class Saver {

@@ -127,7 +127,8 @@ void check_schedules(const config::RunConfig& config, std::optional<int64_t> las
     try {
       optim::check_schedule(schedule_options(stage.optim.schedule), *length);
     } catch (const std::invalid_argument& error) {
-      config.fail("optim.schedule", error.what());
+      const std::string text = error.what(), key = "optim.schedule: ";
+      config.fail("optim.schedule", text.starts_with(key) ? text.substr(key.size()) : text);
     }
   }
 }

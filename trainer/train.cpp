@@ -29,20 +29,24 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 class Loop {
  public:
   Loop(const config::RunConfig& config, const fs::path& run, parallel::World& world, bool quiet)
-      : config_(config), run_(run), world_(world), console_(quiet || !world.is_first()) {}
+      : config_(config), run_(run), world_(world), console_(quiet || !world.is_first(), !world.is_first()) {}
 
   TrainReport run(bool resuming) {
     open(resuming);
     const Signals signals;
     const Clock::time_point start = Clock::now();
     const double elapsed_before = elapsed_;
-    TrainReport report{.step = state_->step, .stopped_by = "end"};
-    while (!last_ || state_->step < *last_) {
+    TrainReport report{.step = state_->step, .loss = last_loss_, .stopped_by = "end"};
+    // A run whose time was up stays where it is.
+    const bool over = resuming && config_.train.minutes && world_.any(elapsed_ >= 60 * *config_.train.minutes);
+    if (over) report.stopped_by = "minutes";
+    while (!over && (!last_ || state_->step < *last_)) {
       const Clock::time_point step_start = Clock::now();
       const config::Stage& stage = enter_stage(state_->step + 1);
       StepSettings settings = step_settings(config_, stage, state_->step + 1, last_);
       const double threshold = spike_threshold(stage.train.on_spike);
-      if (stage.train.on_spike.action == "skip") settings.skip_loss_above = threshold;
+      // Neither a step that is skipped nor one that ends the run moves the weights.
+      settings.skip_loss_above = threshold;
       const StepResult result = train_step(*state_, step_data(*data_, state_->step + 1), settings);
       elapsed_ = elapsed_before + seconds_since(start);
       tokens_ += result.tokens;
@@ -55,42 +59,26 @@ class Loop {
       std::string stop;
       if (!result.finite && stage.train.on_nonfinite == "stop") stop = "nonfinite";
       if (result.finite && spike && stage.train.on_spike.action == "stop") stop = "spike";
-      if (!stop.empty()) {
-        // Nothing of this step is kept: the state before it is on the disk or can be computed again.
-        report = {.step = state_->step, .loss = result.loss, .stopped_by = stop};
-        console_.line(fmt::format(
-            "step {}: the loss is {} ({}); the run stops. The state before this step is what `resume` starts from.",
-            state_->step, result.loss, stop));
-        saver_->drain();
-        return report;
-      }
+      if (!stop.empty()) return stop_before(stop, result, settings, events);
       if (result.finite) remember_loss(result.loss, stage.train.on_spike.window);
 
+      Json line = journal_line(result, settings);
       const bool stopped = world_.any(Signals::stop()), wanted = world_.any(Signals::take_save());
       const bool late = config_.train.minutes && world_.any(elapsed_ >= 60 * *config_.train.minutes);
       const bool at_end = stopped || late || (last_ && state_->step == *last_);
-      Json line{{"step", state_->step},
-                {"tokens", tokens_},
-                {"loss", result.loss},
-                {"grad_norm", result.grad_norm},
-                {"lr", settings.lr}};
-      if (settings.z_loss > 0) line["z_loss"] = result.z_loss;
-      line["accuracy"] = result.accuracy;
-      line["batch"] = {
-          {"seed", config_.seed.data}, {"rows", settings.batch}, {"context", data_->context(state_->step)}};
-      if (world_.size > 1) line["ranks"] = world_.size;
-      const std::string digest = state_->digest().hex();
-      line["digest"] = digest;
-      check_against_past(digest);
+      check_against_past(line.at("digest"));
       const double step_seconds = seconds_since(step_start);
       line["seconds"] = step_seconds;
-      if (config_.eval.every > 0 ? state_->step % config_.eval.every == 0 || at_end : at_end) evaluate(stage, line);
+      // Where the best checkpoint is kept, each has to be measured.
+      const bool scheduled = schedule_.due(state_->step, last_.value_or(-1));
+      const bool rated = scheduled && config_.checkpoints.keep.best && !config_.checkpoints.keep.all;
+      if (at_end || rated || (config_.eval.every > 0 && state_->step % config_.eval.every == 0)) evaluate(stage, line);
       if (wanted) events.push_back({{"event", "signal"}, {"signal", "SIGUSR1"}});
       if (stopped) events.push_back({{"event", "signal"}, {"signal", "stop"}});
       if (!events.empty()) line["events"] = events;
       write_line(line, stage);
-      const bool due = schedule_.due(state_->step, last_.value_or(-1)) || wanted || stopped ||
-                       (late && config_.checkpoints.at_end) || (config_.checkpoints.on_event && !events.empty());
+      const bool due = scheduled || wanted || stopped || (late && config_.checkpoints.at_end) ||
+                       (config_.checkpoints.on_event && !events.empty());
       if (due) save(line);
       saver_->check();
       show(result, settings, step_seconds, stage.train, at_end);
@@ -102,6 +90,46 @@ class Loop {
   }
 
  private:
+  // Ends the run at a step whose update was not made: the state is still that of the step before, and is stored.
+  TrainReport stop_before(const std::string& why, const StepResult& result, const StepSettings& settings,
+                          const Json& events) {
+    Json line = journal_line(result, settings);
+    line["seconds"] = 0.0;
+    line["events"] = events;
+    if (journal_) journal_->append(line);
+    const std::string digest = line.at("digest");
+    tokens_ -= result.tokens;
+    state_->step -= 1;
+    saver_->drain();
+    const bool stored = world_.any(world_.is_first() && fs::exists(store_->path_of(state_->step)));
+    if (!stored) save({{"step", state_->step}, {"digest", digest}});
+    saver_->drain();
+    console_.warn(fmt::format(
+        "step {}: {}; the run stops. The state before it, step {}, is stored: change what has to change in {} "
+        "(train.{}: skip, say) and `cairn resume {}`",
+        state_->step + 1,
+        why == "spike" ? fmt::format("the loss is {:.4f}, a spike above {:.4f}", result.loss, settings.skip_loss_above)
+                       : fmt::format("loss ({}) or gradient norm ({}) is not finite", result.loss, result.grad_norm),
+        state_->step, (run_ / "run.yaml").string(), why == "spike" ? "on_spike.action" : "on_nonfinite",
+        run_.string()));
+    return {.step = state_->step, .loss = result.loss, .stopped_by = why};
+  }
+
+  // What the journal says of the step that was just made.
+  Json journal_line(const StepResult& result, const StepSettings& settings) {
+    Json line{{"step", state_->step},
+              {"tokens", tokens_},
+              {"loss", result.loss},
+              {"grad_norm", result.grad_norm},
+              {"lr", settings.lr}};
+    if (settings.z_loss > 0) line["z_loss"] = result.z_loss;
+    line["accuracy"] = result.accuracy;
+    line["batch"] = {{"seed", config_.seed.data}, {"rows", settings.batch}, {"context", data_->context(state_->step)}};
+    if (world_.size > 1) line["ranks"] = world_.size;
+    line["digest"] = state_->digest().hex();
+    return line;
+  }
+
   // Everything up to the first step: data, model, optimizer, journal; for a resume also the last committed state.
   void open(bool resuming) {
     const Clock::time_point start = Clock::now();
@@ -126,7 +154,10 @@ class Loop {
                                       count(p.total_bytes), count(p.tokens)));
       });
     };
-    if (writes) prepare();
+    if (writes) {
+      prepare();
+      if (resuming) check_sources(run_, *data_);
+    }
     world_.barrier();
     if (!writes) prepare();
     last_ = last_step(config_, *data_);
@@ -149,17 +180,17 @@ class Loop {
     enter_stage(state_->step + 1);
 
     if (writes) {
-      if (!resuming) write_run_files(run_, config_, build_info());
+      write_run_files(run_, config_, build_info(), *data_, resuming);
       journal_.emplace(run_ / "journal.jsonl");
       if (resuming) {
         journal_->truncate_after(from);
-        store_->truncate_after(from);
+        store_->truncate_after(restored_ ? from : -1);
       }
       if (config_.metrics.tensorboard) board_.emplace(run_ / "tensorboard", resuming ? from + 1 : -1);
     }
     saver_ = std::make_unique<Saver>(*store_, config_, *tokenizer_, config_.checkpoints.async);
     if (config_.checkpoints.async && writes && config_.parallel.zero == 0) saver_->reserve(*state_);
-    if (!resuming && schedule_.due(0, last_.value_or(-1))) save({{"step", 0}, {"digest", state_->digest().hex()}});
+    if (!restored_ && schedule_.due(0, last_.value_or(-1))) save({{"step", 0}, {"digest", state_->digest().hex()}});
     if (resuming) {
       console_.line(fmt::format("resuming {} at step {}{}", run_.string(), state_->step,
                                 last_ ? fmt::format(" of {}", *last_) : ""));
@@ -213,14 +244,15 @@ class Loop {
       const int64_t known = index.lines.empty() ? 0 : index.lines.back().step;
       const auto newest = store_->newest_valid(known);
       for (const auto& damaged : newest.damaged) {
-        console_.line(fmt::format("checkpoint step {} is damaged ({}): going back to {}", damaged.step,
+        console_.warn(fmt::format("checkpoint step {} is damaged ({}): going back to {}", damaged.step,
                                   damaged.fault.message(),
                                   newest.step ? fmt::format("step {}", newest.step->step) : "the initialisation"));
       }
       if (newest.step) folder = newest.step->path.string();
     }
     folder = world_.broadcast(folder);
-    if (!folder.empty()) {
+    restored_ = !folder.empty();
+    if (restored_) {
       // The optimizer of the stage that the state was saved in.
       const auto stored = checkpoints::Store::step_of(fs::path(folder).filename().string()).value_or(0);
       enter_stage(std::max<int64_t>(stored, 1));
@@ -237,9 +269,17 @@ class Loop {
     // The losses that the spike rule looks at, and the digests of steps that are computed again.
     for (const Json& line : checkpoints::read_journal(run_ / "journal.jsonl")) {
       const auto n = line.at("step").get<int64_t>();
+      bool finite = true, ended = false;
+      for (const Json& event : line.value("events", Json::array())) {
+        finite &= event.value("event", "") != "nonfinite";
+        ended |= event.value("action", "") == "stop";
+      }
       if (n > step) {
-        past_digests_[n] = line.value("digest", "");
-      } else if (line.at("loss").is_number()) {
+        if (!ended) past_digests_[n] = line.value("digest", "");
+        continue;
+      }
+      if (line.at("loss").is_number()) last_loss_ = line.at("loss").get<double>();
+      if (finite && line.at("loss").is_number()) {
         remember_loss(line.at("loss").get<double>(), config_.stage_of(n).train.on_spike.window);
       }
     }
@@ -275,9 +315,9 @@ class Loop {
     const auto found = past_digests_.find(state_->step);
     if (found == past_digests_.end() || found->second.empty() || found->second == digest || warned_) return;
     warned_ = true;
-    console_.line(
-        fmt::format("warning: step {} has digest {}, but had {} before: the machine, its libraries or the data differ "
-                    "from those in build.json",
+    console_.warn(
+        fmt::format("warning: step {} has digest {}, but had {} before: the machine or its libraries differ from those "
+                    "in build.json, or run.yaml was changed",
                     state_->step, digest, found->second));
   }
 
@@ -334,7 +374,12 @@ class Loop {
                           {"digest", line.at("digest")}};
     Json about{{"kind", "full"}, {"step", state_->step}, {"digest", line.at("digest")}};
     if (line.contains("eval")) {
-      for (const auto& [set, values] : line.at("eval").items()) about["metrics"][set + "_nll"] = values.at("nll");
+      double sum = 0;
+      for (const auto& [set, values] : line.at("eval").items()) {
+        about["metrics"][set + "_nll"] = values.at("nll");
+        sum += values.at("nll").get<double>();
+      }
+      about["metrics"][kMeanLoss] = sum / line.at("eval").size();
     }
     saver_->save(*state_, state_json, about, world_.is_first());
   }
@@ -387,7 +432,8 @@ class Loop {
   const config::Stage* stage_ = nullptr;
   std::deque<double> losses_;
   std::map<int64_t, std::string> past_digests_;
-  bool warned_ = false;
+  bool warned_ = false, restored_ = false;  // restored: the state came from a checkpoint
+  double last_loss_ = 0;
   int64_t tokens_ = 0;
   double elapsed_ = 0, rate_ = 0, peak_ = 1, opened_s_ = 0;
 };

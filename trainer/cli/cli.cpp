@@ -29,7 +29,10 @@ constexpr Entry kVerbs[] = {
     {"bench", "measure this machine", bench_verb},
 };
 
-int fail(int status, const std::string& message) {
+// LibTorch's messages go on with a stack trace, which says nothing to a user.
+int fail(int status, std::string message) {
+  for (const char* trace : {"\nException raised from", "\nC++ CapturedTraceback", "\nframe #"})
+    message.resize(std::min(message.size(), message.find(trace)));
   std::fprintf(stderr, "cairn: %s\n", message.c_str());
   return status;
 }
@@ -62,6 +65,8 @@ int run(int argc, char** argv) {
     return fail(1, fmt::format("{}: {}", error.key, error.what()));
   } catch (const std::invalid_argument& error) {
     return fail(2, error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(1, "out of memory");
   } catch (const std::exception& error) {
     return fail(1, error.what());
   }

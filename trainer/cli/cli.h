@@ -16,6 +16,11 @@ struct UsageError : std::invalid_argument {
 using Action = std::function<int()>;
 using Verb = Action (*)(CLI::App& command);
 
+// --threads N, where the default is all there are.
+inline CLI::Option* add_threads(CLI::App& command, int& threads, const std::string& help = "default: all") {
+  return command.add_option("--threads", threads, help)->check(CLI::Range(1, 4096));
+}
+
 Action train_verb(CLI::App& command);
 Action resume_verb(CLI::App& command);
 Action log_verb(CLI::App& command);

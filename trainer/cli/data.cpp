@@ -1,5 +1,6 @@
 #include <filesystem>
 
+#include "checkpoints/journal.h"
 #include "trainer/cli/cli.h"
 #include "trainer/console.h"
 #include "trainer/data/prepare.h"
@@ -48,12 +49,20 @@ int prepare(const Options& o) {
   return 0;
 }
 
+struct OpenRun {
+  std::unique_ptr<data::Dataset> data;
+  std::optional<int64_t> last;  // number of the last step, where it is known
+};
+
 // The tokenizer and data of a run, as its own loop opened them.
-std::unique_ptr<data::Dataset> open_run(const std::string& run) {
+OpenRun open_run(const std::string& run) {
   if (!std::filesystem::exists(std::filesystem::path(run) / "run.yaml"))
     throw UsageError(fmt::format("{}: no run here (no run.yaml)", run));
   const config::RunConfig config = config::load(std::filesystem::path(run) / "run.yaml");
-  return make_dataset(config, make_tokenizer(config), {});
+  OpenRun open{.data = make_dataset(config, make_tokenizer(config), {})};
+  check_sources(run, *open.data);
+  open.last = last_step(config, *open.data);
+  return open;
 }
 
 int show(const Options& o) {
@@ -61,21 +70,27 @@ int show(const Options& o) {
   if (at == std::string::npos) throw UsageError(fmt::format("data show: found '{}', expected RUN@STEP", o.run));
   int64_t step = 0;
   try {
-    step = std::stoll(o.run.substr(at + 1));
+    size_t used = 0;
+    step = std::stoll(o.run.substr(at + 1), &used);
+    if (used != o.run.size() - at - 1) step = 0;
   } catch (const std::exception&) {
   }
   if (step < 1)
     throw UsageError(fmt::format("data show: '{}' is no step; step n (1 or more) turns state n-1 into state n",
                                  o.run.substr(at + 1)));
-  const auto data = open_run(o.run.substr(0, at));
-  const nlohmann::json shown = data::show(*data, step, o.text);
+  const OpenRun open = open_run(o.run.substr(0, at));
+  if (open.last && step > *open.last)
+    throw UsageError(fmt::format("data show: found step {}, expected at most {}, the run's last", step, *open.last));
+  const nlohmann::json shown = data::show(*open.data, step, o.text);
   fmt::print("{}", o.json ? shown.dump() + "\n" : data::show_text(shown));
   return 0;
 }
 
 int where(const Options& o) {
-  const auto data = open_run(o.run);
-  const nlohmann::json found = data::where(*data, o.document);
+  // The steps that were made: those of the journal.
+  const auto index = checkpoints::index_journal(std::filesystem::path(o.run) / "journal.jsonl");
+  const nlohmann::json found =
+      data::where(*open_run(o.run).data, o.document, index.lines.empty() ? 0 : index.lines.back().step);
   if (o.json) {
     fmt::print("{}\n", found.dump());
     return 0;
@@ -102,7 +117,7 @@ Action data_verb(CLI::App& command) {
   p->add_option("--tokenizer", o->tokenizer, "tokenizer.json or a folder that holds one")->required();
   p->add_option("--out", o->out, "folder for the shards")->required();
   p->add_option("--field", o->field, "jsonl: the key that holds the text");
-  p->add_option("--threads", o->threads, "default: all");
+  add_threads(*p, o->threads);
   p->add_flag("--json", o->json);
   p->callback([chosen] { *chosen = prepare; });
   CLI::App* s = command.add_subcommand("show", "the batch of a step: documents, offsets, ids");

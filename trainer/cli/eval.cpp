@@ -19,9 +19,15 @@ void evaluate_ids(const models::Decoder& model, const std::string& ids_file, con
   for (int64_t number = 1; std::getline(in, line); ++number) {
     std::vector<int32_t> ids;
     try {
-      ids = nlohmann::json::parse(line).get<std::vector<int32_t>>();
-    } catch (const nlohmann::json::exception&) {
-      throw std::runtime_error(fmt::format("{}:{}: expected one JSON array of token ids a line", ids_file, number));
+      const nlohmann::json array = nlohmann::json::parse(line);
+      bool whole = array.is_array();
+      for (const auto& id : array) whole = whole && id.is_number_integer();
+      if (!whole) throw std::invalid_argument("");
+      // What an id of 64 bits wraps to must not pass for another id.
+      for (const auto& id : array) ids.push_back(static_cast<int32_t>(std::clamp<double>(id, INT32_MIN, INT32_MAX)));
+    } catch (const std::exception&) {
+      throw std::runtime_error(fmt::format("{}:{}: found '{}{}', expected one JSON array of token ids a line", ids_file,
+                                           number, line.substr(0, 40), line.size() > 40 ? "..." : ""));
     }
     std::vector<float> logprobs;
     try {
@@ -50,9 +56,11 @@ Action eval_verb(CLI::App& command) {
   command.add_option("--text", o->text, "a text file: tokens, nll, bits_per_byte");
   command.add_option("--ids", o->ids, "a file with one JSON array of token ids a line");
   command.add_option("--logprobs", o->logprobs, "with --ids: where log p(id[i] | ids before i), i >= 1, go");
-  command.add_option("--context", o->context, "tokens of a window (default: the model's, at most 2048)");
-  command.add_option("--stride", o->stride, "distance of the windows' starts (default: the context)");
-  command.add_option("--threads", o->threads, "default: all");
+  command.add_option("--context", o->context, "tokens of a window (default: the model's, at most 2048)")
+      ->check(CLI::PositiveNumber);
+  command.add_option("--stride", o->stride, "distance of the windows' starts (default: the context)")
+      ->check(CLI::PositiveNumber);
+  add_threads(command, o->threads);
   command.add_flag("--json", o->json, "{\"tokens\", \"nll\", \"bits_per_byte\"}");
   return [o] {
     if (o->text.empty() == o->ids.empty())

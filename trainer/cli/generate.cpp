@@ -26,7 +26,7 @@ void add_options(CLI::App& command, Options& o) {
   command.add_option("--min-p", o.sampling.min_p, "0: off");
   command.add_option("--seed", o.sampling.seed, "the same seed gives the same text");
   command.add_option("--stop", o.sampling.stop, "text that ends the answer (several may be given)");
-  command.add_option("--threads", o.threads, "default: all");
+  add_threads(command, o.threads);
 }
 
 struct Loaded {

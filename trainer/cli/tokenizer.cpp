@@ -93,7 +93,7 @@ Action tokenizer_verb(CLI::App& command) {
   t->add_option("text", o->text, "files, folders, globs or known names (foldoc)")->required();
   t->add_option("--vocab-size", o->vocab_size, "default 4096");
   t->add_option("--out", o->out, "folder for tokenizer.json")->required();
-  t->add_option("--threads", o->threads, "default: all; changes nothing in the result");
+  add_threads(*t, o->threads, "default: all; changes nothing in the result");
   t->add_flag("--json", o->json, "{\"vocab_size\", \"documents\", \"out\"}");
   t->callback([chosen] { *chosen = train; });
   for (const bool encoding : {true, false}) {

@@ -105,8 +105,7 @@ Action resume_verb(CLI::App& command) {
   };
   auto o = std::make_shared<Options>();
   command.add_option("run", o->run, "the run's folder")->required();
-  command.add_option("--threads", o->threads,
-                     "threads a rank (default: what run.yaml says); changes no bit on the CPU");
+  add_threads(command, o->threads, "threads a rank (default: what run.yaml says); changes no bit on the CPU");
   command.add_flag("--json", o->json, "one line of JSON at the end instead of progress");
   return [o] {
     if (!fs::exists(fs::path(o->run) / "run.yaml"))

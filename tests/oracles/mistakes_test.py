@@ -1,0 +1,181 @@
+"""What a user can do wrong, and what the machine can do to him: one clear sentence, the right exit status, nothing lost."""
+import json
+import os
+import shutil
+import subprocess
+import time
+
+from harness import CAIRN, cairn, digests, journal, main, run_file, text, workspace
+
+
+def write_text(folder, name="text.txt", seed=0):
+    path = os.path.join(folder, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as file:
+        file.write(text(seed=seed))
+    return path
+
+
+def train(folder, name="run", path=None, check=True, **changes):
+    run = os.path.join(folder, name)
+    done = cairn("train", run_file(folder, path or write_text(folder), **changes), "--run", run, "--json", check=check)
+    return run, done
+
+
+def refused(status, *parts, arguments):
+    done = cairn(*arguments, check=False)
+    assert done.returncode == status, (arguments, done.returncode, done.stderr)
+    assert all(part in done.stderr for part in parts), (arguments, parts, done.stderr)
+    assert len(done.stderr.strip().splitlines()) <= 2 and "frame #" not in done.stderr, done.stderr
+
+
+def stored(run):
+    return [c["step"] for c in json.loads(cairn("log", run, "--json").stdout)["checkpoints"]]
+
+
+CONSTANT = {"optim.schedule.name": "constant", "optim.schedule.decay": None}
+
+
+def test_changed_data_stops_a_resume():
+    with workspace() as folder:
+        first, second = write_text(folder, "first.txt"), write_text(folder, "second.txt", seed=1)
+        data = {"data.train": [{"text": first}, {"text": second}], "train.steps": 12}
+        run, _ = train(folder, path=first, **data)
+        assert [s["name"] for s in json.load(open(os.path.join(run, "build.json")))["sources"]] == ["first", "second"]
+        before = digests(run)
+        os.utime(second)  # a new time alone changes nothing
+        cairn("resume", run)
+        with open(second, "a") as file:
+            file.write(" One more sentence.")
+        for verb in (["resume", run], ["data", "show", run + "@3"], ["data", "where", run, "--doc", "first:3"]):
+            refused(1, "'second'", "second.txt", "changed", "build.json", arguments=verb)
+        assert digests(run) == before and stored(run) == [5, 10, 12]
+        write_text(folder, "second.txt", seed=1)
+        assert cairn("resume", run).returncode == 0
+        # A trained tokenizer makes other tokens of every source: the one whose text changed is named.
+        run, _ = train(folder, name="bpe", path=first, **data, **{"data.tokenizer": {"train": {"kind": "bpe", "vocab_size": 300}}})
+        with open(second, "w") as file:
+            file.write("zyx wvu " * 4000)
+        refused(1, "'second'", arguments=["resume", run])
+
+
+def test_a_run_that_stops_itself_keeps_the_state_before():
+    with workspace() as folder:
+        spike = {"optim.lr": 1, "train.on_spike": {"action": "stop", "window": 4, "factor": 1.05}, "checkpoints.every": 0}
+        run, done = train(folder, check=False, **spike)
+        report, lines = json.loads(done.stdout), journal(run)
+        assert done.returncode == 1 and report["stopped_by"] == "spike" and "resume" in done.stderr, (done.stdout, done.stderr)
+        assert stored(run) == [report["step"]] and lines[-1]["step"] == report["step"] + 1
+        assert lines[-1]["events"][0]["event"] == "spike" and lines[-1]["events"][0]["action"] == "stop"
+        assert digests(run)[report["step"]] == json.loads(cairn("log", run, "--json").stdout)["checkpoints"][0]["digest"]
+        # The same again; then, told to skip, it goes on as a run that always did.
+        again = cairn("resume", run, "--json", check=False)
+        assert again.returncode == 1 and json.loads(again.stdout) == dict(report, run=run)
+        file = os.path.join(run, "run.yaml")
+        settings = open(file).read()
+        assert "action: stop" in settings
+        with open(file, "w") as out:
+            out.write(settings.replace("action: stop", "action: skip"))
+        assert "warning" not in cairn("resume", run).stdout
+        skipping, _ = train(folder, "skipping", **{**spike, "train.on_spike": {"action": "skip", "window": 4, "factor": 1.05}})
+        assert digests(run) == digests(skipping)
+
+        run, done = train(folder, "nonfinite", check=False, **{"optim.lr": 1e6})
+        assert done.returncode == 1 and json.loads(done.stdout)["stopped_by"] == "nonfinite" and stored(run) == [json.loads(done.stdout)["step"]]
+
+
+def test_skipped_updates_resume_bit_for_bit():
+    """Finite losses with gradients that are not: a resume must remember the same losses for the rule of spikes."""
+    with workspace() as folder:
+        changes = {"optim.lr": 1e6, "train.on_nonfinite": "skip", "train.on_spike": {"action": "skip", "window": 2, "factor": 1.01}, "checkpoints.every": 7}
+        run, _ = train(folder, **changes)
+        expected = digests(run)
+        assert any(e["event"] == "nonfinite" for line in journal(run) for e in line.get("events", []))
+        for step in (14, 21, 28, 35, 40):
+            shutil.rmtree(os.path.join(run, "checkpoints", f"step-{step:08}"))
+        again = cairn("resume", run)
+        assert "warning" not in again.stdout and digests(run) == expected, again.stdout
+
+
+def test_a_finished_run_stays_as_it_is():
+    with workspace() as folder:
+        run, done = train(folder)
+        before = open(os.path.join(run, "journal.jsonl"), "rb").read()
+        assert json.loads(cairn("resume", run, "--json").stdout) == json.loads(done.stdout)
+        assert open(os.path.join(run, "journal.jsonl"), "rb").read() == before
+        run, done = train(folder, "minutes", **{"train.steps": None, "train.minutes": 0.005, **CONSTANT})
+        assert json.loads(cairn("resume", run, "--json").stdout) == json.loads(done.stdout)
+
+
+def test_best_and_named_validation_sets():
+    with workspace() as folder:
+        path = write_text(folder)
+        changes = {"data.train": [{"text": path}, {"text": path, "name": "twice", "weight": 2}],
+                   "data.validation": [{"text": write_text(folder, "other.txt", seed=3), "name": "other"}],
+                   "checkpoints.keep": {"last": 1, "best": True}, "eval.every": 3, "eval.sequences": 8, "optim.lr": 0.3, **CONSTANT}
+        run, _ = train(folder, path=path, **changes)
+        evaluated = {line["step"]: sum(s["nll"] for s in line["eval"].values()) / 3 for line in journal(run) if "eval" in line}
+        assert {5, 10, 15} <= evaluated.keys()  # each checkpoint is measured
+        best = min((step for step in evaluated if step % 5 == 0), key=evaluated.get)
+        assert stored(run) == sorted({best, 40}), (stored(run), evaluated)
+
+
+def test_where_and_show():
+    with workspace() as folder:
+        run, _ = train(folder)
+        shown = json.loads(cairn("data", "show", run + "@3", "--json").stdout)
+        piece = shown["sequences"][2]["documents"][0]
+        where = json.loads(cairn("data", "where", run, "--doc", piece["id"], "--json").stdout)
+        assert any(s["step"] == 3 and s["row"] == 2 and s["offset"] == piece["offset"] for s in where["seen"]), (piece, where)
+        for address in (run + "@0", run + "@41", run + "@3x", run):
+            refused(2, "data show", arguments=["data", "show", address])
+
+
+def test_ids_that_are_none():
+    with workspace() as folder:
+        run, _ = train(folder)
+        file, out = os.path.join(folder, "ids"), os.path.join(folder, "out")
+        for line, part in [("[1,300]", "300"), ("[1,-1]", "-1"), ("", "JSON"), ("[1.5,2]", "JSON"), ("[4294967297,2]", "vocabulary"), ("[true,1]", "JSON"), ("[1,2", "JSON")]:
+            with open(file, "w") as given:
+                given.write("[1,2]\n" + line + "\n[3,4]\n")
+            refused(1, file + ":2:", part, arguments=["eval", run, "--ids", file, "--logprobs", out])
+            assert not os.path.exists(out)
+        for extra in (["--context", "-3"], ["--stride", "0"], ["--threads", "-1"]):
+            refused(2, extra[0], arguments=["eval", run, "--text", file, *extra])
+
+
+def test_paths():
+    with workspace() as folder:
+        odd = os.path.join(folder, "a b", "ü 日@2")
+        run, _ = train(folder, path=write_text(folder, "a b/té xt.txt"), name="a b/ü 日@2")
+        for address in (odd, odd + "@last", odd + "@5"):
+            assert "ids" in json.loads(cairn("generate", address, "--prompt", "x", "--max-tokens", 2, "--json").stdout)
+        cairn("resume", odd)
+        file = os.path.join(folder, "file")
+        open(file, "w").close()
+        config = run_file(folder, write_text(folder))
+        refused(1, file, arguments=["train", config, "--run", file])
+        refused(1, file, arguments=["train", config, "--run", file + "/below"])
+        refused(2, "run.yaml", arguments=["resume", file])
+
+
+def test_one_writer():
+    with workspace() as folder:
+        run = os.path.join(folder, "run")
+        config = run_file(folder, write_text(folder), **{"train.steps": 1000000, **CONSTANT, "checkpoints.every": 0})
+        process = subprocess.Popen([CAIRN, "train", config, "--run", run, "--json"], stdout=subprocess.PIPE)
+        try:
+            while not os.path.exists(os.path.join(run, "journal.jsonl")) or len(journal(run)) < 2:
+                time.sleep(0.05)
+            refused(1, "resume", arguments=["train", config, "--run", run])
+            refused(1, f"process {process.pid}", arguments=["resume", run])
+        finally:
+            process.terminate()
+            out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0 and json.loads(out)["stopped_by"] == "signal"
+
+
+if __name__ == "__main__":
+    main([test_changed_data_stops_a_resume, test_a_run_that_stops_itself_keeps_the_state_before, test_skipped_updates_resume_bit_for_bit,
+          test_a_finished_run_stays_as_it_is, test_best_and_named_validation_sets, test_where_and_show, test_ids_that_are_none, test_paths,
+          test_one_writer])
