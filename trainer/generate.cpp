@@ -1,10 +1,66 @@
 #include "trainer/generate.h"
 
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "models/random.h"
+#include "trainer/text_stream.h"
 
 namespace cairn {
+namespace {
+
+// Compiled for every instruction set; the loops below are written so that the compiler makes vectors of them.
+#define CAIRN_VECTORS __attribute__((target_clones("default", "avx2", "avx512f"), optimize("O3")))
+constexpr int64_t kLanes = 32;
+
+CAIRN_VECTORS float largest_of(const float* x, int64_t n) {
+  float most[kLanes];
+  std::fill_n(most, kLanes, -std::numeric_limits<float>::infinity());
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t k = 0; k < kLanes; ++k) most[k] = x[i + k] > most[k] ? x[i + k] : most[k];
+  }
+  float largest = *std::max_element(most, most + kLanes);
+  for (; i < n; ++i) largest = std::max(largest, x[i]);
+  return largest;
+}
+
+// e^x for x <= 0 within 1e-15 of itself; 0 below -708; NaN stays NaN. Range reduction by ln 2 in two pieces, then
+// Taylor's polynomial, whose rest is below 1e-17 there.
+inline double exp_of(double x) {
+  const double a = x < -708.0 ? -708.0 : x;
+  const double shifted = a * 1.4426950408889634 + 0x1.8p52;  // the integer is in the low bits
+  const double n = shifted - 0x1.8p52;
+  const double r = (a - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
+  double p = 1.0 / 6227020800;
+  for (const double c : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+                         1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 1.0 / 2, 1.0, 1.0})
+    p = p * r + c;
+  const double power = std::bit_cast<double>((std::bit_cast<int64_t>(shifted) + 1023) << 52);
+  return x < -708.0 ? 0.0 : p * power;
+}
+
+// The sum of exp((x - largest) * scale), which go to `mass` too unless it is null.
+CAIRN_VECTORS double masses(const float* x, int64_t n, float largest, double scale, double* mass) {
+  constexpr int64_t kBlock = 16 * kLanes;
+  double block[kBlock], sums[kLanes] = {};
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t count = std::min(kBlock, n - first);
+    for (int64_t i = 0; i < count; ++i)
+      block[i] = exp_of((static_cast<double>(x[first + i]) - static_cast<double>(largest)) * scale);
+    if (mass != nullptr) std::copy(block, block + count, mass + first);
+    std::fill(block + count, block + kBlock, 0.0);
+    for (int64_t i = 0; i < kBlock; i += kLanes) {
+      for (int64_t k = 0; k < kLanes; ++k) sums[k] += block[i + k];
+    }
+  }
+  return std::accumulate(sums, sums + kLanes, 0.0);
+}
+
+}  // namespace
 
 void check(const SamplingOptions& options) {
   auto refuse = [](const char* key, double found, const char* expected) {
@@ -20,46 +76,67 @@ void check(const SamplingOptions& options) {
 std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options,
                                        double uniform) {
   const double temperature = options.temperature > 0 ? options.temperature : 1.0;
-  const float largest = *std::max_element(logits, logits + vocabulary);
-  double total = 0;
-  std::vector<double> mass(vocabulary);  // exp((logit - largest) / temperature)
-  for (int64_t i = 0; i < vocabulary; ++i)
-    total += mass[i] = std::exp((static_cast<double>(logits[i]) - largest) / temperature);
-  auto logprob = [&](int64_t id) {
-    return static_cast<float>((static_cast<double>(logits[id]) - largest) / temperature - std::log(total));
-  };
+  const float largest = largest_of(logits, vocabulary);
   if (options.temperature == 0) {
-    const auto id = static_cast<int32_t>(std::max_element(logits, logits + vocabulary) - logits);
-    return {id, logprob(id)};
+    const int64_t first = std::find(logits, logits + vocabulary, largest) - logits;
+    return {static_cast<int32_t>(first < vocabulary ? first : 0),  // NOTE: no logit is a number where there is none
+            static_cast<float>(-std::log(masses(logits, vocabulary, largest, 1.0, nullptr)))};
+  }
+  std::vector<double> mass(vocabulary);
+  const double total = masses(logits, vocabulary, largest, 1 / temperature, mass.data());
+  auto drawn = [&](int64_t id) {
+    const double score = (static_cast<double>(logits[id]) - largest) / temperature;
+    return std::pair{static_cast<int32_t>(id), static_cast<float>(score - std::log(total))};
+  };
+
+  const bool by_rank = options.top_k > 0 && options.top_k < vocabulary;
+  if (!by_rank && options.top_p == 1 && options.min_p == 0) {
+    double left = uniform * total;
+    int64_t id = 0, last = 0;  // last: the last one of any mass, for what rounding leaves over
+    for (; id < vocabulary && left >= mass[id]; ++id) {
+      left -= mass[id];
+      if (mass[id] > 0) last = id;
+    }
+    return drawn(id < vocabulary ? id : last);
   }
 
-  // Candidates from the likeliest down; equal ones by the lower id.
-  std::vector<int32_t> order(vocabulary);
-  std::iota(order.begin(), order.end(), 0);
+  // Candidates from the likeliest down; equal ones by the lower id. The likeliest has mass 1.
+  std::vector<int32_t> order;
+  for (int64_t i = 0; i < vocabulary; ++i) {
+    if (mass[i] >= options.min_p) order.push_back(static_cast<int32_t>(i));
+  }
   const auto likelier = [&](int32_t a, int32_t b) { return mass[a] != mass[b] ? mass[a] > mass[b] : a < b; };
-  size_t kept = vocabulary;
-  if (options.top_k > 0 && options.top_k < vocabulary) {
-    kept = options.top_k;
-    std::partial_sort(order.begin(), order.begin() + kept, order.end(), likelier);
-  } else if (options.top_p < 1 || options.min_p > 0) {
-    std::sort(order.begin(), order.end(), likelier);
+  if (by_rank && options.top_k < static_cast<int64_t>(order.size())) {
+    std::nth_element(order.begin(), order.begin() + options.top_k, order.end(), likelier);
+    order.resize(options.top_k);
   }
-  if (options.min_p > 0) {
-    while (kept > 1 && mass[order[kept - 1]] < options.min_p * mass[order[0]]) --kept;
-  }
-  double kept_mass = 0;
-  for (size_t i = 0; i < kept; ++i) kept_mass += mass[order[i]];
+  if (order.empty()) return drawn(0);  // no logit is a number
+  double kept = 0;
+  for (const int32_t id : order) kept += mass[id];
+  // The heap gives them in order, and only as many as are asked for.
+  const auto less_likely = [&](int32_t a, int32_t b) { return likelier(b, a); };
+  auto rest = order.end();
+  const auto next = [&] {
+    std::pop_heap(order.begin(), rest, less_likely);
+    return *--rest;
+  };
+  std::make_heap(order.begin(), rest, less_likely);
+  std::vector<int32_t> nucleus;
   if (options.top_p < 1) {
     double reached = 0;
-    size_t i = 0;
-    while (i < kept && reached < options.top_p * kept_mass) reached += mass[order[i++]];
-    kept = std::max<size_t>(1, i);
-    kept_mass = reached;
+    while (rest != order.begin() && (nucleus.empty() || reached < options.top_p * kept)) {
+      nucleus.push_back(next());
+      reached += mass[nucleus.back()];
+    }
+    kept = reached;
   }
-  double left = uniform * kept_mass;
-  size_t chosen = 0;
-  while (chosen + 1 < kept && left >= mass[order[chosen]]) left -= mass[order[chosen++]];
-  return {order[chosen], logprob(order[chosen])};
+  double left = uniform * kept;
+  for (size_t i = 0;; ++i) {
+    const int32_t id = i < nucleus.size() ? nucleus[i] : next();
+    const bool is_last = options.top_p < 1 ? i + 1 == nucleus.size() : rest == order.begin();
+    if (is_last || left < mass[id]) return drawn(id);
+    left -= mass[id];
+  }
 }
 
 Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOptions& options,
@@ -83,7 +160,7 @@ Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOpti
   Generation result;
   result.finish_reason = "length";
   std::vector<int32_t> fresh = prompt;  // ids that the cache has not seen
-  size_t shown = 0;
+  TextStream text(tokenizer_, options.stop);
   for (int64_t i = 0; i < budget; ++i) {
     const int64_t rows = fresh.size();
     at::Tensor ids = at::empty({rows}, at::kInt), positions = at::empty({rows}, at::kInt);
@@ -104,25 +181,18 @@ Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOpti
     result.ids.push_back(id);
     result.logprobs.push_back(logprob);
     fresh = {id};
-    result.text = tokenizer_.decode(result.ids);
-    size_t cut = std::string::npos;
-    for (const std::string& stop : options.stop) {
-      if (!stop.empty()) cut = std::min(cut, result.text.find(stop));
+    text.push(id);
+    if (on_text) {
+      if (const std::string piece = text.take(); !piece.empty()) on_text(piece);
     }
-    if (cut != std::string::npos) {
-      result.text.resize(cut);
+    if (text.stopped()) {
       result.finish_reason = "stop";
+      break;
     }
-    // A character that is not complete yet shows as U+FFFD at the end: it is held back.
-    size_t ready = result.text.size();
-    if (cut == std::string::npos && result.text.ends_with("\xEF\xBF\xBD")) ready -= 3;
-    if (on_text && ready > shown) {
-      on_text(std::string_view(result.text).substr(shown, ready - shown));
-      shown = ready;
-    }
-    if (cut != std::string::npos) break;
   }
-  if (on_text && result.text.size() > shown) on_text(std::string_view(result.text).substr(shown));
+  const std::string rest = text.finish();
+  if (on_text && !rest.empty()) on_text(rest);
+  result.text = text.text();
   return result;
 }
 

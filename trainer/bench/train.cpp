@@ -1,9 +1,8 @@
 #include "trainer/bench/train.h"
 
-#include <chrono>
-
 #include "models/families/family.h"
 #include "models/random.h"
+#include "trainer/bench/sizes.h"
 #include "trainer/environment.h"
 #include "trainer/flops.h"
 #include "trainer/setup.h"
@@ -11,39 +10,6 @@
 
 namespace cairn::bench {
 namespace {
-
-struct Size {
-  const char* name;
-  int64_t hidden, layers, heads, kv_heads, ffn, vocabulary, micro_batch, context;
-};
-constexpr Size kSizes[] = {
-    {"4m", 256, 6, 8, 4, 688, 256, 8, 256},
-    {"14m", 384, 6, 6, 6, 1024, 8192, 8, 256},
-    {"135m", 576, 30, 9, 3, 1536, 49152, 2, 256},
-};
-
-const Size& size_named(const std::string& name) {
-  for (const Size& size : kSizes) {
-    if (name == size.name) return size;
-  }
-  throw std::invalid_argument(fmt::format("size: found '{}', expected 4m, 14m or 135m", name));
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
-}
-
-template <class Body>
-double timed(Body body, int warmup, int repeat) {
-  std::vector<double> times;
-  for (int i = -warmup; i < repeat; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    body();
-    if (i >= 0) times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  return median(times);
-}
 
 data::Batch random_rows(const Size& size, int64_t first, int64_t count) {
   data::Batch batch{.rows = count, .context = size.context};
@@ -116,18 +82,9 @@ double attention_products(const Size& s, int repeat) {
 
 nlohmann::ordered_json bench_train(const TrainBenchOptions& options) {
   const Size& s = size_named(options.size);
-  const nlohmann::ordered_json config{{"model_type", "llama"},
-                                      {"hidden_size", s.hidden},
-                                      {"num_hidden_layers", s.layers},
-                                      {"num_attention_heads", s.heads},
-                                      {"num_key_value_heads", s.kv_heads},
-                                      {"intermediate_size", s.ffn},
-                                      {"vocab_size", s.vocabulary},
-                                      {"max_position_embeddings", s.context},
-                                      {"tie_word_embeddings", true},
-                                      {"rms_norm_eps", 1e-6}};
   const auto world = parallel::World::join();
-  State state(models::decoder_config(config, true), weight_type(options.precision), *world, options.lanes, 0);
+  State state(models::decoder_config(llama_config(s, s.context), true), weight_type(options.precision), *world,
+              options.lanes, 0);
   state.model().parameters().initialise(0);
   optim::OptimizerOptions adamw = optim::defaults("adamw");
   adamw.lr = 3e-4;

@@ -1,3 +1,5 @@
+#include "trainer/bench/checkpoint.h"
+#include "trainer/bench/decode.h"
 #include "trainer/bench/train.h"
 #include "trainer/cli/cli.h"
 #include "trainer/environment.h"
@@ -7,6 +9,8 @@ namespace cairn::cli {
 Action bench_verb(CLI::App& command) {
   struct Options {
     bench::TrainBenchOptions train;
+    bench::DecodeBenchOptions decode;
+    bench::CheckpointBenchOptions checkpoint;
     int threads = 0;
     bool json = false;
   };
@@ -20,10 +24,24 @@ Action bench_verb(CLI::App& command) {
   t->add_option("--lanes", o->train.lanes, "default 1");
   t->add_option("--micro-batches", o->train.micro_batches, "a lane (default 1)");
   t->add_option("--precision", o->train.precision, "float32, bf16-mixed, bf16");
-  t->add_option("--threads", o->threads, "default: all");
   t->add_flag("!--no-ceiling", o->train.ceiling, "leave the bare products out");
-  t->add_flag("--json", o->json, "one line of JSON");
   t->callback([o, chosen] { *chosen = [o] { return bench::bench_train(o->train); }; });
+  CLI::App* d = command.add_subcommand(
+      "decode", "one stream of tokens, greedy, float32, random weights, beside the rate at which memory is read");
+  d->add_option("--size", o->decode.size, "4m, 14m, 135m (default 135m)");
+  d->add_option("--tokens", o->decode.tokens, "of each round (default 48)");
+  d->add_option("--rounds", o->decode.rounds, "default 3");
+  d->callback([o, chosen] { *chosen = [o] { return bench::bench_decode(o->decode); }; });
+  CLI::App* c = command.add_subcommand(
+      "checkpoint", "how long an asynchronous checkpoint keeps the loop, beside one copy of the same bytes");
+  c->add_option("--size", o->checkpoint.size, "4m, 14m, 135m (default 14m)");
+  c->add_option("--saves", o->checkpoint.saves, "saves that count (default 3)");
+  c->add_option("--dir", o->checkpoint.dir, "where to write (default: the folder for temporary files)");
+  c->callback([o, chosen] { *chosen = [o] { return bench::bench_checkpoint(o->checkpoint); }; });
+  for (CLI::App* sub : {t, d, c}) {
+    sub->add_option("--threads", o->threads, "default: all");
+    sub->add_flag("--json", o->json, "one line of JSON");
+  }
   return [o, chosen] {
     set_threads(o->threads);
     const auto result = (*chosen)();
