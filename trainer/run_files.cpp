@@ -51,9 +51,14 @@ checkpoints::Schedule checkpoint_schedule(const config::CheckpointOptions& optio
 }
 
 void write_run_files(const fs::path& run, const config::RunConfig& config, const nlohmann::ordered_json& build,
-                     const data::Dataset& data, bool resuming) {
+                     const data::Dataset& data, bool resuming, int64_t step) {
   const Json before = resuming ? read_build(run) : Json::object();
   Json now = before.empty() ? build : before;
+  for (Json change : changed_settings(run, config)) {
+    change["after_step"] = step;
+    now["changes"].push_back(change);
+  }
+  now["settings"] = config::to_json(config);
   std::set<std::string> known;
   for (const Json& source : now["sources"]) known.insert(source.value("name", ""));
   for (int32_t i = 0; i < data.source_count(); ++i) {
@@ -61,6 +66,24 @@ void write_run_files(const fs::path& run, const config::RunConfig& config, const
   }
   if (now != before) checkpoints::replace_file(run / "build.json", now.dump(2) + "\n");
   if (!resuming) checkpoints::replace_file(run / "run.yaml", config::to_yaml(config));
+}
+
+std::vector<Json> changed_settings(const fs::path& run, const config::RunConfig& config) {
+  const Json build = read_build(run);
+  if (!build.contains("settings")) return {};
+  const Json was = build.at("settings").flatten(), now = config::to_json(config).flatten();
+  std::set<std::string> keys;
+  for (const auto& side : {was, now})
+    for (const auto& [key, value] : side.items()) keys.insert(key);
+  std::vector<Json> changes;
+  for (const std::string& key : keys) {
+    const Json before = was.value(key, Json()), after = now.value(key, Json());
+    if (before == after) continue;
+    std::string dotted = key.substr(1);
+    std::replace(dotted.begin(), dotted.end(), '/', '.');
+    changes.push_back({{"key", dotted}, {"was", before}, {"now", after}});
+  }
+  return changes;
 }
 
 void check_sources(const fs::path& run, const data::Dataset& data) {

@@ -142,6 +142,12 @@ class Loop {
       }
       store_.emplace(run_, checkpoints::Store::Mode::write);
     }
+    if (writes && resuming) {
+      for (const Json& change : changed_settings(run_, config_)) {
+        console_.warn(fmt::format("run.yaml was changed: {} is {} now, was {}", change.at("key").get<std::string>(),
+                                  change.at("now").dump(), change.at("was").dump()));
+      }
+    }
     world_.barrier();
     if (!writes) store_.emplace(run_, checkpoints::Store::Mode::read);
 
@@ -180,11 +186,12 @@ class Loop {
     enter_stage(state_->step + 1);
 
     if (writes) {
-      write_run_files(run_, config_, build_info(), *data_, resuming);
+      write_run_files(run_, config_, build_info(), *data_, resuming, from);
       journal_.emplace(run_ / "journal.jsonl");
       if (resuming) {
-        journal_->truncate_after(from);
+        // In this order a crash between the two leaves no checkpoint that the journal does not know.
         store_->truncate_after(restored_ ? from : -1);
+        journal_->truncate_after(from);
       }
       if (config_.metrics.tensorboard) board_.emplace(run_ / "tensorboard", resuming ? from + 1 : -1);
     }
@@ -242,6 +249,12 @@ class Loop {
     if (world_.is_first()) {
       const auto index = checkpoints::index_journal(run_ / "journal.jsonl");
       const int64_t known = index.lines.empty() ? 0 : index.lines.back().step;
+      if (const auto stored = store_->list(); !stored.empty() && stored.back().step > known) {
+        throw std::runtime_error(fmt::format(
+            "{}: the journal ends at step {}, but checkpoints up to step {} are stored: put journal.jsonl back, or "
+            "start a new run from {} (model.from)",
+            run_.string(), known, stored.back().step, stored.back().path.string()));
+      }
       const auto newest = store_->newest_valid(known);
       for (const auto& damaged : newest.damaged) {
         console_.warn(fmt::format("checkpoint step {} is damaged ({}): going back to {}", damaged.step,

@@ -120,6 +120,44 @@ def test_best_and_named_validation_sets():
         assert stored(run) == sorted({best, 40}), (stored(run), evaluated)
 
 
+def test_changed_settings_are_named():
+    with workspace() as folder:
+        run, _ = train(folder, **CONSTANT)
+        file = os.path.join(run, "run.yaml")
+        settings = open(file).read()
+        with open(file, "w") as out:
+            out.write(settings.replace("lr: 0.003", "lr: 0.001").replace("steps: 40", "steps: 45"))
+        done = cairn("resume", run)
+        assert "optim.lr is 0.001 now, was 0.003" in done.stdout and "train.steps is 45 now, was 40" in done.stdout, done.stdout
+        assert [line["lr"] for line in journal(run)][38:42] == [0.003, 0.003, 0.001, 0.001]
+        changes = json.load(open(os.path.join(run, "build.json")))["changes"]
+        assert {"key": "optim.lr", "was": 0.003, "now": 0.001, "after_step": 40} in changes and len(changes) == 2, changes
+        assert "changed" not in cairn("resume", run).stdout  # named once
+        # What does not fit the stored state is refused.
+        for was, now in [("hidden_size: 32", "hidden_size: 64"), ("name: adamw", "name: sgd"), ("precision: float32", "precision: bf16")]:
+            with open(file, "w") as out:
+                out.write(settings.replace(was, now))
+            done = cairn("resume", run, "--json", check=False)
+            assert done.returncode == 1 and was.split()[1] in done.stderr and now.split()[1] in done.stderr, done.stderr
+        assert stored(run)[-1] == 45 and len(journal(run)) == 45
+
+
+def test_a_missing_journal_costs_no_checkpoint():
+    with workspace() as folder:
+        run, _ = train(folder)
+        before = stored(run)
+        path = os.path.join(run, "journal.jsonl")
+        lines = open(path).readlines()
+        for kept in (0, 12):
+            with open(path, "w") as out:
+                out.writelines(lines[:kept])
+            refused(1, "journal.jsonl", "step 40", arguments=["resume", run])
+        with open(path, "w") as out:
+            out.writelines(lines)
+        cairn("resume", run)
+        assert stored(run) == before
+
+
 def test_where_and_show():
     with workspace() as folder:
         run, _ = train(folder)
@@ -177,5 +215,6 @@ def test_one_writer():
 
 if __name__ == "__main__":
     main([test_changed_data_stops_a_resume, test_a_run_that_stops_itself_keeps_the_state_before, test_skipped_updates_resume_bit_for_bit,
-          test_a_finished_run_stays_as_it_is, test_best_and_named_validation_sets, test_where_and_show, test_ids_that_are_none, test_paths,
+          test_a_finished_run_stays_as_it_is, test_best_and_named_validation_sets, test_changed_settings_are_named,
+          test_a_missing_journal_costs_no_checkpoint, test_where_and_show, test_ids_that_are_none, test_paths,
           test_one_writer])
