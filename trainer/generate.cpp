@@ -155,6 +155,7 @@ Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOpti
           fmt::format("prompt: id {} lies outside the model's vocabulary of {}", id, model_.config().vocab_size));
   }
   at::NoGradGuard no_grad;
+  const at::AutoDispatchBelowADInplaceOrView plain;  // a token takes hundreds of views that nobody differentiates
   const int64_t budget = std::min(options.max_tokens, room);
   models::KeyValueCache cache = model_.make_cache(static_cast<int64_t>(prompt.size()) + budget);
   Generation result;

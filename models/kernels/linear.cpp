@@ -74,9 +74,12 @@ at::Tensor linear_decode(const at::Tensor& x, const at::Tensor& weight, const at
   float* y_data = y.data_ptr<float>();
   const int64_t stride = w.stride(0);
   constexpr int64_t kStrip = 16;  // weight rows that are handed out together
-#pragma omp parallel for schedule(static) if (rows * in * out > 32768)
-  for (int64_t o = 0; o < out; o += kStrip)
-    linear_few_rows(x_data, rows, in, w_data, stride, b_data, y_data, out, o, std::min(o + kStrip, out));
+  // A thread takes one of some 32 pieces after the other: memory does not serve all threads alike, and none waits long
+  // for one that is held up. Which thread takes what changes no bits.
+  const int64_t piece = std::max<int64_t>(kStrip, out / 32 / kStrip * kStrip);
+#pragma omp parallel for schedule(dynamic, 1) if (rows * in * out > 32768)
+  for (int64_t o = 0; o < out; o += piece)
+    linear_few_rows(x_data, rows, in, w_data, stride, b_data, y_data, out, o, std::min(o + piece, out));
   return y;
 }
 

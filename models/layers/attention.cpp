@@ -122,6 +122,16 @@ struct SplitFunction : torch::autograd::Function<SplitFunction> {
   }
 };
 
+// Rows [length, length + N) of `cache` [capacity, K, D] become those of `rows` [N, K, D]. For a single row two
+// dispatched operators would take longer than the copy.
+void append_rows(const at::Tensor& cache, int64_t length, const at::Tensor& rows) {
+  const int64_t width = rows.size(1) * rows.size(2);
+  const at::Tensor x = rows.stride(1) == rows.size(2) && rows.stride(2) == 1 ? rows : rows.contiguous();
+  const float* from = x.const_data_ptr<float>();
+  float* to = cache.mutable_data_ptr<float>() + length * width;
+  for (int64_t n = 0; n < x.size(0); ++n) std::copy_n(from + n * x.stride(0), width, to + n * width);
+}
+
 // Appends k and v [N, K, D] to the cache and attends from q [N, H, D]; q and k are given up.
 at::Tensor attend_cached(const Core& core, KeyValueCache& cache, int64_t block, at::Tensor q, at::Tensor k,
                          const at::Tensor& v, bool fast) {
@@ -139,10 +149,13 @@ at::Tensor attend_cached(const Core& core, KeyValueCache& cache, int64_t block, 
     throw std::invalid_argument(fmt::format("key/value cache: {} rows and {} new ones exceed its capacity of {}",
                                             cache.length, N, cache.capacity));
   }
+  if (fast) {
+    append_rows(cache.keys[block], cache.length, k);
+    append_rows(cache.values[block], cache.length, v);
+    return kernels::attention_decode(q.contiguous(), cache.keys[block], cache.values[block], length, core.options);
+  }
   cache.keys[block].narrow(0, cache.length, N).copy_(k);
   cache.values[block].narrow(0, cache.length, N).copy_(v);
-  if (fast)
-    return kernels::attention_decode(q.contiguous(), cache.keys[block], cache.values[block], length, core.options);
   return kernels::ref::attention_decode(q, cache.keys[block], cache.values[block], length, core.options);
 }
 
