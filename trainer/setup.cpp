@@ -2,6 +2,8 @@
 
 #include "models/families/family.h"
 #include "trainer/data/prepare.h"
+#include "trainer/model_io.h"
+#include "trainer/run_files.h"
 
 namespace cairn {
 namespace {
@@ -60,21 +62,23 @@ TokenizerPtr make_tokenizer(const config::RunConfig& config) {
     }
     return data::train_bpe({texts.begin(), texts.end()}, {.vocab_size = options.train->vocab_size});
   }
-  if (config.model.from) return data::Tokenizer::from_file(*config.model.from);
+  if (config.model.from) return data::Tokenizer::from_file(model_folder(*config.model.from).string());
   config.fail("data.tokenizer", "is missing: expected train, file or bytes");
 }
 
 models::DecoderConfig make_decoder_config(const config::RunConfig& config, const data::Tokenizer& tokenizer) {
-  config::Json section = config.model.config;
+  // The weights' own config.json may hold keys that only other programs read.
+  const bool from = config.model.from.has_value();
+  config::Json section = from ? read_model_config(model_folder(*config.model.from).string()) : config.model.config;
   const bool has_vocabulary = section.contains("vocab_size") && !section.at("vocab_size").is_null();
   if (!has_vocabulary) section["vocab_size"] = tokenizer.vocab_size();
   if (tokenizer.eos_id() && !section.contains("eos_token_id")) section["eos_token_id"] = *tokenizer.eos_id();
   if (tokenizer.bos_id() && !section.contains("bos_token_id")) section["bos_token_id"] = *tokenizer.bos_id();
   section["dropout"] = config.model.dropout;
-  section["init"] = {{"name", config.model.init.name}};
+  if (!from) section["init"] = {{"name", config.model.init.name}};
   if (config.model.init.std) section["initializer_range"] = *config.model.init.std;
   try {
-    models::DecoderConfig decoder = models::decoder_config(section, true);
+    models::DecoderConfig decoder = models::decoder_config(section, !from);
     if (decoder.vocab_size < tokenizer.vocab_size()) {
       config.fail("model.vocab_size",
                   fmt::format("found {}, expected at least {}: the tokenizer has ids up to {}", decoder.vocab_size,
@@ -88,6 +92,8 @@ models::DecoderConfig make_decoder_config(const config::RunConfig& config, const
     }
     return decoder;
   } catch (const models::ConfigError& error) {
+    if (from)
+      config.fail("model.from", fmt::format("{}/config.json: {}: {}", *config.model.from, error.key, error.what()));
     config.fail("model." + error.key, error.what());
   }
 }

@@ -174,7 +174,6 @@ class Loop {
     const config::Stage& first = config_.stages.front();
     state_ = std::make_unique<State>(decoder_config_, weight_type(first.train.precision), world_, first.train.lanes,
                                      config_.parallel.zero);
-    state_->model().set_activation_checkpointing(first.train.activation_checkpointing);
     if (config_.model.from) {
       const fs::path folder = model_folder(*config_.model.from);
       load_weights(state_->model(), checkpoints::ModelWeights::open(folder), folder.string());
@@ -305,6 +304,7 @@ class Loop {
     if (&stage != stage_) {
       if (stage_ && config_.staged) console_.line(fmt::format("stage {} from step {}", stage.name, step));
       state_->set_optimizer(optimizer_options(stage), stage.optim.ema);
+      state_->model().set_activation_checkpointing(stage.train.activation_checkpointing);
       stage_ = &stage;
     }
     return stage;

@@ -158,6 +158,31 @@ def test_a_missing_journal_costs_no_checkpoint():
         assert stored(run) == before
 
 
+def test_start_from_weights():
+    with workspace() as folder:
+        first, _ = train(folder)
+        path = write_text(folder)
+        config = json.load(open(run_file(folder, path)))
+        del config["data"]["tokenizer"]
+        config["model"] = {"from": "run"}
+        file = os.path.join(folder, "from.yaml")
+        with open(file, "w") as out:
+            json.dump(config, out)
+        for n, address in enumerate(["run", "run@last", "run@40", "run/checkpoints/step-00000040"]):
+            run = os.path.join(folder, f"from-{n}")
+            cairn("train", file, *(["model.from=" + os.path.join(folder, address)] if n else []), "checkpoints.log_spaced=true", "--run", run, "--json")
+            # The first loss is that of the weights, far below that of a start from nothing.
+            assert journal(run)[0]["loss"] < 3.3 and digests(run) == digests(os.path.join(folder, "from-0"))
+            first_weights = [os.path.join(r, "checkpoints", s, "model.safetensors") for r, s in ((first, "step-00000040"), (run, "step-00000000"))]
+            assert open(first_weights[0], "rb").read() == open(first_weights[1], "rb").read()
+            assert "step-00000040" in open(os.path.join(run, "run.yaml")).read()
+        cairn("resume", run)
+        refused(1, "41", arguments=["train", file, "model.from=" + folder + "/run@41", "--run", folder + "/no"])
+        refused(1, "none", arguments=["train", file, "model.from=none", "--run", folder + "/no"])
+        refused(2, "model.from", arguments=["train", file, "model.hidden_size=4", "--run", folder + "/no"])
+        refused(2, "context", "64", arguments=["train", file, "data.context=65", "--run", folder + "/no"])
+
+
 def test_where_and_show():
     with workspace() as folder:
         run, _ = train(folder)
@@ -178,6 +203,11 @@ def test_ids_that_are_none():
                 given.write("[1,2]\n" + line + "\n[3,4]\n")
             refused(1, file + ":2:", part, arguments=["eval", run, "--ids", file, "--logprobs", out])
             assert not os.path.exists(out)
+        with open(file, "w") as given, open("/dev/full", "w") as full:
+            given.write("text " * 20)
+            given.flush()
+            lost = subprocess.run([CAIRN, "eval", run, "--text", file, "--json"], stdout=full, stderr=subprocess.PIPE)
+            assert lost.returncode == 1 and b"standard output" in lost.stderr, lost
         for extra in (["--context", "-3"], ["--stride", "0"], ["--threads", "-1"]):
             refused(2, extra[0], arguments=["eval", run, "--text", file, *extra])
 
@@ -216,5 +246,5 @@ def test_one_writer():
 if __name__ == "__main__":
     main([test_changed_data_stops_a_resume, test_a_run_that_stops_itself_keeps_the_state_before, test_skipped_updates_resume_bit_for_bit,
           test_a_finished_run_stays_as_it_is, test_best_and_named_validation_sets, test_changed_settings_are_named,
-          test_a_missing_journal_costs_no_checkpoint, test_where_and_show, test_ids_that_are_none, test_paths,
+          test_a_missing_journal_costs_no_checkpoint, test_start_from_weights, test_where_and_show, test_ids_that_are_none, test_paths,
           test_one_writer])

@@ -1,6 +1,7 @@
 #include "trainer/cli/cli.h"
 
 #include <cstdio>
+#include <iostream>
 
 #include "models/families/config_reader.h"
 #include "trainer/config/location.h"
@@ -56,7 +57,11 @@ int run(int argc, char** argv) {
     return code == 0 ? 0 : 2;
   }
   try {
-    return actions.at(app.get_subcommands().front()->get_name())();
+    const int status = actions.at(app.get_subcommands().front()->get_name())();
+    std::cout.flush();
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) || !std::cout)
+      return fail(1, "the standard output cannot be written: what was to be printed is lost");
+    return status;
   } catch (const UsageError& error) {
     return fail(2, error.what());
   } catch (const config::ConfigError& error) {

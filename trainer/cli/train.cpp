@@ -7,6 +7,7 @@
 #include "trainer/cli/cli.h"
 #include "trainer/console.h"
 #include "trainer/environment.h"
+#include "trainer/run_files.h"
 
 namespace cairn::cli {
 namespace {
@@ -65,7 +66,10 @@ Action train_verb(CLI::App& command) {
       "Every key of a run file: cairn train --dry-run FILE writes none; see run.yaml of any run for all keys with "
       "their values.");
   return [o] {
-    const config::RunConfig config = config::load(o->config, o->overrides);
+    config::RunConfig config = config::load(o->config, o->overrides);
+    // RUN and RUN@last move on with that run: run.yaml names the folder that they mean now.
+    if (config.model.from)
+      config.model.from = fs::absolute(model_folder(*config.model.from)).lexically_normal().string();
     if (o->dry_run) {
       set_threads(config.train.threads);
       const auto report = dry_run(config);

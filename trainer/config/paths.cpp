@@ -121,7 +121,8 @@ void resolve_model_address(RunConfig& config) {
   if (!config.model.from) return;
   std::string& address = *config.model.from;
   // RUN@STEP: only RUN is a path. What is not found stays as it is; the address itself is looked up later.
-  const auto at = address.rfind('@');
+  const auto whole = absolute_path(config.locate("model.from"), address);  // a folder may have an @ in its name
+  const auto at = whole.empty() ? address.rfind('@') : std::string::npos;
   const std::string path = absolute_path(config.locate("model.from"), address.substr(0, at));
   if (!path.empty()) address = path + (at == std::string::npos ? "" : address.substr(at));
 }

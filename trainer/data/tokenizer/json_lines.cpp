@@ -46,8 +46,16 @@ void decode_json_lines(const Tokenizer& tokenizer, std::istream& in, std::ostrea
     const Json list = parse_line(line, origin, number, "one JSON array of ids");
     std::vector<int32_t> ids;
     try {
-      ids = list.get<std::vector<int32_t>>();
-    } catch (const Json::exception&) {
+      if (!list.is_array()) throw std::invalid_argument("");
+      for (const Json& id : list) {
+        if (!id.is_number_integer()) throw std::invalid_argument("");
+        const double value = id.get<double>();  // no wrapping around
+        if (value < 0 || value >= tokenizer.vocab_size())
+          throw std::runtime_error(
+              fmt::format("{}: line {}: {} is no id below {}", origin, number, id.dump(), tokenizer.vocab_size()));
+        ids.push_back(id.get<int32_t>());
+      }
+    } catch (const std::invalid_argument&) {
       throw std::runtime_error(
           fmt::format("{}: line {}: expected one JSON array of ids, found {}", origin, number, line.substr(0, 80)));
     }
