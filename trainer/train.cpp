@@ -132,7 +132,6 @@ class Loop {
 
   // Everything up to the first step: data, model, optimizer, journal; for a resume also the last committed state.
   void open(bool resuming) {
-    const Clock::time_point start = Clock::now();
     const bool writes = world_.is_first();
     if (writes) {
       if (!resuming && (fs::exists(run_ / "run.yaml") || fs::exists(run_ / "journal.jsonl"))) {
@@ -210,7 +209,6 @@ class Loop {
                       count(train_tokens), at::get_num_threads(), world_.size, run_.string()));
     }
     peak_ = sgemm_peak_gflops(0.05) * world_.size;
-    opened_s_ = seconds_since(start);
   }
 
   // What this machine, or this number of ranks, cannot do is refused before anything is computed.
@@ -448,7 +446,7 @@ class Loop {
   bool warned_ = false, restored_ = false;  // restored: the state came from a checkpoint
   double last_loss_ = 0;
   int64_t tokens_ = 0;
-  double elapsed_ = 0, rate_ = 0, peak_ = 1, opened_s_ = 0;
+  double elapsed_ = 0, rate_ = 0, peak_ = 1;
 };
 
 }  // namespace
