@@ -55,7 +55,8 @@ StepData step_data(const data::Dataset& data, int64_t n) {
           .rows = [&data, n](int64_t first, int64_t count) { return data.batch_rows(n, first, count); }};
 }
 
-StepResult train_step(State& state, const StepData& data, const StepSettings& settings) {
+StepResult train_step(State& state, const StepData& data, const StepSettings& settings, StepObserver* observer) {
+  if (observer) observer->before(state, data, settings);
   parallel::World& world = state.world();
   const int64_t n = state.step + 1, lane_rows = settings.batch / settings.lanes,
                 local_lanes = settings.lanes / world.size;
@@ -99,6 +100,7 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
   result.finite = std::isfinite(result.grad_norm) && std::isfinite(result.loss);
   const bool spike = settings.skip_loss_above > 0 && result.loss > settings.skip_loss_above;
   result.updated = result.finite && !spike;
+  if (observer) observer->gradients(state, result);
   if (result.updated) {
     state.optimizer().step(settings.lr, optim::clip_coefficient(result.grad_norm, settings.clip));
     state.gather_weights();
@@ -106,6 +108,7 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
   }
   state.clear_gradients(result.updated);
   state.step = n;
+  if (observer) observer->after(state, data, settings, result);
   return result;
 }
 

@@ -42,8 +42,21 @@ struct StepData {
 // The batch of step n.
 StepData step_data(const data::Dataset& data, int64_t n);
 
+// Looks on while a step is made, and changes not a bit of the state.
+class StepObserver {
+ public:
+  virtual ~StepObserver() = default;
+  // state n-1.
+  virtual void before(State& state, const StepData& data, const StepSettings& settings) {}
+  // The gradients of the whole batch, before clipping; with ZeRO-1 only those that this rank owns.
+  virtual void gradients(State& state, const StepResult& result) {}
+  // state n.
+  virtual void after(State& state, const StepData& data, const StepSettings& settings, const StepResult& result) {}
+};
+
 // Turns state n-1 into state n, n = state.step + 1. Collective over the ranks of the state's world.
-StepResult train_step(State& state, const StepData& data, const StepSettings& settings);
+StepResult train_step(State& state, const StepData& data, const StepSettings& settings,
+                      StepObserver* observer = nullptr);
 
 // What a model needs to know of rows of a batch. The tensors copy the batch's numbers.
 struct ModelInput {

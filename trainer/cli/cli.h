@@ -32,6 +32,13 @@ Action models_verb(CLI::App& command);
 Action tokenizer_verb(CLI::App& command);
 Action data_verb(CLI::App& command);
 Action bench_verb(CLI::App& command);
+Action replay_verb(CLI::App& command);
+Action fork_verb(CLI::App& command);
+Action diff_verb(CLI::App& command);
+Action merge_verb(CLI::App& command);
+Action analyze_verb(CLI::App& command);
+Action export_verb(CLI::App& command);
+Action report_verb(CLI::App& command);
 
 // Runs one command line. Returns the exit status: 0 done, 1 failed, 2 used wrongly.
 int run(int argc, char** argv);
