@@ -4,6 +4,7 @@
 #include "models/kernels/linear.h"
 #include "models/kernels/ref/cross_entropy.h"
 #include "models/kernels/ref/linear.h"
+#include "models/layers/capture.h"
 #include "models/layers/embedding.h"
 
 namespace cairn::models {
@@ -159,6 +160,7 @@ Block::Stream Decoder::run_block(size_t index, const Block::Stream& in, const Pa
   } else {
     stream = blocks_[index].forward(stream, pass);
   }
+  if (pass.capture) pass.capture->stream(block, stream.pending.defined() ? stream.x + stream.pending : stream.x);
   stream.x = boundary(stream.x, pass, block, true);
   pass.seams->after_forward(block);
   return stream;
@@ -172,6 +174,7 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const Pass& pass) const {
   if (embed_positions_.defined()) x = x + embed(embed_positions_, pass.positions, 1, pass);
   // The residual stream of bf16-mixed is float32; that of bf16 is bfloat16.
   x = dropout(x, -1, pass);
+  if (pass.capture) pass.capture->stream(-1, x);
   x = boundary(x, pass, -1, true);
   seams.after_forward(-1);
 

@@ -8,7 +8,7 @@
 namespace cairn {
 
 // What a number is drawn for; part of the key, so that no two uses share a stream. Append only: recorded runs depend on it.
-enum class Purpose : uint32_t { init = 1, data = 2, dropout = 3, sample = 4, evaluate = 5 };
+enum class Purpose : uint32_t { init = 1, data = 2, dropout = 3, sample = 4, evaluate = 5, probe = 6 };
 
 // Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Maps a 128-bit counter and a 64-bit key to 128 bits.
 inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {

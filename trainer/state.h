@@ -41,6 +41,9 @@ class State {
   parallel::LaneTree& lanes() { return *lane_tree_; }
   parallel::Reducer& reducer() { return *reducer_; }
   parallel::World& world() { return world_; }
+  // float32, laid out as the flat parameters: of the whole batch once a step's backward passes are done (with ZeRO-1
+  // only in the parts that reducer().owned() names).
+  const at::Tensor& gradient() const { return gradient_; }
 
   // Called after each micro-batch: brings bfloat16 gradients to the float32 sums; nothing to do for float32 weights.
   void collect_gradients();

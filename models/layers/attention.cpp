@@ -6,6 +6,7 @@
 #include "models/kernels/ref/attention.h"
 #include "models/kernels/ref/rope.h"
 #include "models/kernels/rope.h"
+#include "models/layers/capture.h"
 
 namespace cairn::models {
 namespace {
@@ -199,16 +200,30 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
   core->options.dropout = pass.dropout;
   core->options.dropout_key = pass.dropout_key(block_ * 4 + 1);
 
+  // Views of the product, or normalised copies.
+  const auto normed = [&] {
+    auto parts = core->split(qkv);
+    if (q_norm_.present()) {
+      const auto rows = core->norm_rows(qkv);
+      parts[0] = q_norm_.forward(rows[0], pass).view({N, H, D});
+      parts[1] = k_norm_.forward(rows[1], pass).view({N, K, D});
+    }
+    return parts;
+  };
+  if (pass.capture && pass.capture->wants_attention()) {
+    auto [q, k, v] = normed();
+    if (core->cos.defined()) {
+      q = kernels::ref::rope(q, pass.positions, core->cos, core->sin, core->interleaved);
+      k = kernels::ref::rope(k, pass.positions, core->cos, core->sin, core->interleaved);
+    }
+    pass.capture->attention(block_, q, k, core->options);
+  }
+
   const bool fast = !pass.reference && kernels::available(qkv);
   if (fast && !pass.cache && !pass.seams->exchanges_attention()) {
     return o_proj_.forward(FusedFunction::apply(qkv, optional(q_norm_.weight), optional(k_norm_.weight), core), pass);
   }
-  auto [q, k, v] = core->split(qkv);
-  if (q_norm_.present()) {
-    const auto rows = core->norm_rows(qkv);
-    q = q_norm_.forward(rows[0], pass).view({N, H, D});
-    k = k_norm_.forward(rows[1], pass).view({N, K, D});
-  }
+  auto [q, k, v] = normed();
   pass.seams->attention_input(q, k, v);
   at::Tensor out;  // [N, H D]
   if (pass.cache) {

@@ -5,10 +5,13 @@
 
 #include <vector>
 
+#include "models/kernels/available.h"
 #include "models/kernels/dropout.h"
 #include "models/seams.h"
 
 namespace cairn::models {
+
+class Capture;  // layers/capture.h
 
 // Keys and values of one sequence, a pair of tensors [capacity, K, D] for each block; `length` rows of them are filled.
 struct KeyValueCache {
@@ -25,6 +28,8 @@ struct Pass {
   at::Tensor positions;                  // int32 [N]
   at::Tensor segments;                   // int32 [N], or undefined: one document a row
   bool reference = false;                // plain ATen twins instead of kernels
+  bool aten = false;                     // no hand-written kernels: the way of a GPU, through LibTorch's operators alone
+  bool keep_sums = false;                // the loss's sums stay on the device (Loss::sums): nobody waits for it
   at::ScalarType products = at::kFloat;  // type of the operands of matrix products
   double dropout = 0;                    // 0 outside training
   uint64_t dropout_seed = 0;
@@ -32,8 +37,15 @@ struct Pass {
   int64_t first_row = 0;           // of this micro-batch in the step's batch, rows of N: keys dropout
   KeyValueCache* cache = nullptr;  // decoding
   const Seams* seams = &Seams::none();
+  Capture* capture = nullptr;  // who looks inside
 
   int64_t rows() const { return batch * length; }
+  // Which implementation takes x.
+  kernels::Way way(const at::Tensor& x) const {
+    if (reference) return kernels::Way::twins;
+    if (aten || !x.is_cpu()) return kernels::Way::device;
+    return kernels::available(x) ? kernels::Way::cpu : kernels::Way::twins;
+  }
   // The key of one use of dropout: a site is a place in the model, numbered block * 4 + place.
   kernels::DropoutKey dropout_key(int64_t site) const {
     return {dropout_seed, step << 16 | static_cast<uint64_t>(site + 8), first_row};

@@ -60,9 +60,13 @@ at::Tensor attention_dropout_mask(int64_t batch, int64_t heads, int64_t length, 
   return mask;
 }
 
+at::Tensor attention_probabilities(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options) {
+  return at::softmax(masked_scores(q, k, options), -1);
+}
+
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionOptions& options) {
   const int64_t batch = options.batch, heads = q.size(1), length = q.size(0) / batch;
-  auto p = at::softmax(masked_scores(q, k, options), -1);  // [B, H, T, T]
+  auto p = attention_probabilities(q, k, options);  // [B, H, T, T]
   if (options.dropout > 0) {
     const auto mask = attention_dropout_mask(batch, heads, length, options.dropout, options.dropout_key);
     p = p * mask.to(p.options());

@@ -15,6 +15,9 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 at::Tensor attention_decode(const at::Tensor& q, const at::Tensor& cache_k, const at::Tensor& cache_v, int64_t length,
                             const AttentionOptions& options);
 
+// The probabilities before dropout, [batch, H, length, length], in the dtype that attention() computes in.
+at::Tensor attention_probabilities(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options);
+
 // log of the sum of exp of the scores, [batch, H, length], in the dtype that attention() computes in.
 at::Tensor attention_lse(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options);
 
