@@ -32,6 +32,7 @@ struct Loss {
   double z = 0;           // sum of log^2 Z
   int64_t correct = 0;    // argmax is the target
   at::Tensor row_nll;     // [N]
+  at::Tensor sums;        // Pass::keep_sums on a GPU: float64 [nll, z, correct] there, and the three above are not filled
 };
 
 class Decoder {
@@ -45,7 +46,8 @@ class Decoder {
   at::Tensor logits(const at::Tensor& hidden, const Pass& pass) const;
 
   // Loss and, with `gradients`, the whole backward pass: adds to every parameter's gradient that of
-  // scale * (sum of nll + z_loss * sum of log^2 Z). targets int32 [N], -1 = not predicted.
+  // scale * (sum of nll + z_loss * sum of log^2 Z). targets int32 [N], -1 = not predicted; they may lie on the CPU
+  // whatever the model's device (and are best there: which rows count is then known without waiting).
   Loss loss(const at::Tensor& ids, const at::Tensor& targets, const Pass& pass, double scale, double z_loss, bool gradients) const;
 
   // A cache for one sequence of at most `capacity` tokens.
