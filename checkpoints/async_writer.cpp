@@ -11,6 +11,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "checkpoints/kernels/stream_copy.h"
+
 namespace cairn::checkpoints {
 namespace {
 
@@ -76,7 +78,7 @@ std::vector<TensorView> SnapshotBuffer::fill(std::span<const TensorView> tensors
       if (copy) {
         copy(target, tensors[p.tensor], p.offset, p.bytes);
       } else {
-        std::memcpy(target, static_cast<const char*>(tensors[p.tensor].data) + p.offset, p.bytes);
+        stream_copy(target, static_cast<const char*>(tensors[p.tensor].data) + p.offset, p.bytes);
       }
     } catch (...) {
 #pragma omp critical

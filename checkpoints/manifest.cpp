@@ -145,12 +145,15 @@ Manifest check_folder(const fs::path& folder, Depth depth) {
   return manifest;
 }
 
-FolderCommit::FolderCommit(fs::path target) : target_(std::move(target)) {
-  temporary_ = target_.parent_path() / (kTemporaryPrefix + target_.filename().string());
+FolderCommit::FolderCommit(fs::path target) : FolderCommit(std::move(target), "") {}
+
+FolderCommit::FolderCommit(fs::path target, const std::string& attempt) : target_(std::move(target)) {
+  temporary_ = target_.parent_path() / fmt::format("{}{}{}{}", kTemporaryPrefix, target_.filename().string(),
+                                                   attempt.empty() ? "" : ".", attempt);
   if (fs::exists(target_))
     throw std::runtime_error(fmt::format("{} exists already: delete it or choose another name", target_.string()));
   std::error_code error;
-  fs::remove_all(temporary_, error);
+  if (attempt.empty()) fs::remove_all(temporary_, error);
   if (!error) fs::create_directories(temporary_, error);
   if (error)
     throw std::runtime_error(fmt::format("cannot create the folder {}: {}: choose a place that can be written",
@@ -159,7 +162,7 @@ FolderCommit::FolderCommit(fs::path target) : target_(std::move(target)) {
 
 FolderCommit::~FolderCommit() {
   std::error_code ignored;
-  if (!committed_) fs::remove_all(temporary_, ignored);
+  if (owned_) fs::remove_all(temporary_, ignored);
 }
 
 fs::path FolderCommit::place(const std::string& path) {
@@ -219,7 +222,7 @@ Manifest FolderCommit::commit(ordered_json about) {
   if (error)
     throw std::runtime_error(
         fmt::format("cannot rename {} to {}: {}", temporary_.string(), target_.string(), error.message()));
-  committed_ = true;
+  owned_ = false;
   sync_folder(target_.parent_path());
   return manifest_;
 }

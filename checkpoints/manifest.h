@@ -53,12 +53,14 @@ std::optional<Fault> verify_folder(const std::filesystem::path& folder, Depth de
 Manifest check_folder(const std::filesystem::path& folder, Depth depth = Depth::digests);
 
 /// Writes a folder in steps and makes it appear at once. Not for two writers of one folder at a time (Store's lock sees
-/// to that). Several processes may write files into temporary(); one of them then adopts their entries and commits.
+/// to that); SharedFolder is for several processes.
 class FolderCommit {
  public:
   /// Creates the hidden folder `.tmp-NAME` beside `target` (a leftover of that name is removed first). Throws
   /// std::runtime_error where `target` exists or its parent cannot be written.
   explicit FolderCommit(std::filesystem::path target);
+  /// The hidden folder `.tmp-NAME.ATTEMPT` of several processes: created where it is not there, else kept as it is.
+  FolderCommit(std::filesystem::path target, const std::string& attempt);
   /// Removes the hidden folder where commit() was not reached.
   ~FolderCommit();
   FolderCommit(const FolderCommit&) = delete;
@@ -78,6 +80,10 @@ class FolderCommit {
   void copy(const std::string& path, const std::filesystem::path& from);
   /// A file that another process wrote (and synced) under temporary(); `entry.path` relative to the folder.
   void adopt(FileEntry entry);
+  /// Written or adopted so far.
+  const std::vector<FileEntry>& files() const { return manifest_.files; }
+  /// Another process commits: the destructor leaves the hidden folder to it.
+  void release() { owned_ = false; }
 
   /// Syncs, writes the manifest, syncs, renames, syncs the parent. After it returns the folder survives a power cut.
   Manifest commit(nlohmann::ordered_json about = nlohmann::ordered_json::object());
@@ -87,7 +93,7 @@ class FolderCommit {
 
   std::filesystem::path target_, temporary_;
   Manifest manifest_;
-  bool committed_ = false;
+  bool owned_ = true;  // the hidden folder is there and is this object's to remove
 };
 
 }  // namespace cairn::checkpoints

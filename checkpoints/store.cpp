@@ -51,7 +51,11 @@ Store::Store(fs::path run, Mode mode) : run_(std::move(run)) {
       if (name.starts_with(kTemporaryPrefix) || name.starts_with(kDeletedPrefix))
         leftovers_.push_back(entry.path().string());
     }
-  for (const std::string& path : leftovers_) fs::remove_all(path);
+  for (const std::string& path : leftovers_) {
+    // A rank that outlives the writer of before by a moment may still be writing there: what it leaves harms nobody.
+    std::error_code busy;
+    fs::remove_all(path, busy);
+  }
 }
 
 std::string Store::folder_name(int64_t step) {
