@@ -1,0 +1,39 @@
+// What a run says while it goes on: console, TensorBoard, samples.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "trainer/console.h"
+#include "trainer/metrics/tensorboard.h"
+#include "trainer/stepper.h"
+
+namespace cairn {
+
+class TrainLog {
+ public:
+  TrainLog(Console& console, Stepper& stepper) : console_(console), stepper_(stepper) {}
+
+  // TensorBoard's event files; `resume_at`: the first step of a run that goes on, else -1.
+  void open_board(const std::filesystem::path& folder, int64_t resume_at) { board_.emplace(folder, resume_at); }
+  // The machine's ceiling in float32, over all ranks.
+  void set_peak(double gflops) { peak_ = gflops; }
+
+  // Where the run begins.
+  void start(const std::filesystem::path& run, int ranks, bool resuming);
+  // The curves of a journal line.
+  void curves(const nlohmann::ordered_json& line);
+  // Text that the model as it is now goes on with.
+  void sample(const config::SampleOptions& options);
+  // The line on the console. `elapsed`: seconds that the run has taken.
+  void step(const Advance& made, double step_seconds, double elapsed, int64_t log_every, bool at_end);
+  void flush();
+
+ private:
+  Console& console_;
+  Stepper& stepper_;
+  std::optional<TensorBoardWriter> board_;
+  double rate_ = 0, peak_ = 1;
+};
+
+}  // namespace cairn
