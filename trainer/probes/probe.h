@@ -1,7 +1,7 @@
 // Measurements of what happens inside a step, made while it is trained or, in hindsight, while it is replayed. A probe
 // looks on: it never changes a bit of the run. Definitions: the head of each probe's file.
 //
-// To add one: a file in this folder that defines a ProbeKind, and its name in the table of probe.cpp.
+// To add one: a file in this folder that defines a ProbeKind, its name below and in the table of probe.cpp.
 #pragma once
 
 #include <cstdint>
@@ -68,6 +68,9 @@ struct ProbeKind {
   const char* help;                                             // one line: what, of which state, units
   std::unique_ptr<Probe> (*make)(const ProbeOptions& options);  // throws std::invalid_argument on what it cannot do
 };
+
+extern const ProbeKind activation_kurtosis_probe, activation_rms_probe, attention_entropy_probe, grad_cosine_probe,
+    grad_norm_probe, hessian_probe, induction_probe, noise_scale_probe, token_loss_probe, update_ratio_probe;
 
 // The table, in order of name.
 const std::vector<const ProbeKind*>& probe_kinds();

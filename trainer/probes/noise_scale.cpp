@@ -1,0 +1,73 @@
+// The gradient noise scale of McCandlish et al. 2018 (appendix A.1): B_simple = tr Σ / |G|², Σ the covariance of a
+// sequence's gradient, G the true gradient, both estimated without bias from two batch sizes, that of the step (B) and
+// that of its micro-batches (b):
+//   |G|² = (B |g_B|² - b mean|g_b|²) / (B - b)      "gradient_squared"
+//   tr Σ = (mean|g_b|² - |g_B|²) / (1/b - 1/B)      "variance_trace"
+//   B_simple = tr Σ / |G|², in sequences            "" (NaN where the estimate of |G|² is not positive)
+// g is the gradient of the mean loss over the targets of its sequences, with the dropout of the step. From state n-1.
+// One step's estimates are noisy: average |G|² and tr Σ over steps before dividing, as the paper does. The cost is one
+// more forward and backward pass, and a copy of weights and gradient.
+#include "trainer/probes/pieces.h"
+#include "trainer/probes/probe.h"
+#include "trainer/probes/tensors.h"
+
+namespace cairn {
+namespace {
+
+class NoiseScale : public Probe {
+ public:
+  using Probe::Probe;
+
+  void before(State& state, const StepData& data, const StepSettings& settings, ProbeResults&) override {
+    if (settings.batch < 2) {
+      throw std::invalid_argument(
+          "probe noise_scale: train.batch: found 1, expected at least 2: the noise is told from two batch sizes");
+    }
+    models::Decoder& copy = refresh(copy_, state.model(), state.model().parameters().flat().scalar_type());
+    if (!gradient_.defined()) gradient_ = at::zeros_like(copy.parameters().flat());
+    copy.parameters().bind_gradients(gradient_);
+    const NamedWeights all{"", {{0, gradient_.numel()}}};
+
+    batch_ = settings.batch;
+    rows_ = std::min(settings.micro_batch, settings.batch / 2);
+    double sum = 0;
+    const int64_t parts = batch_ / rows_;
+    for (int64_t part = 0; part < parts; ++part) {
+      const data::Batch batch = data.rows(part * rows_, rows_);
+      ModelInput input = model_input(batch);
+      input.pass.products = settings.products;
+      input.pass.reference = settings.reference;
+      input.pass.dropout = settings.dropout;
+      input.pass.dropout_seed = settings.dropout_seed;
+      input.pass.step = state.step + 1;
+      input.pass.first_row = part * rows_ * batch.context;
+      const double targets = std::max<int64_t>(batch.target_count(), 1);
+      copy.loss(input.ids, input.targets, input.pass, 1 / targets, settings.z_loss, true);
+      sum += squared_norm(gradient_, all);
+      gradient_.zero_();
+    }
+    small_ = sum / static_cast<double>(parts);
+  }
+
+  void gradients(State&, const StepResult& result, ProbeResults& results) override {
+    const double B = batch_, b = rows_, large = result.grad_norm * result.grad_norm;
+    const double gradient = (B * large - b * small_) / (B - b), trace = (small_ - large) / (1 / b - 1 / B);
+    results.add("gradient_squared", gradient);
+    results.add("variance_trace", trace);
+    results.add("", gradient > 0 ? trace / gradient : std::nan(""));
+  }
+
+ private:
+  std::unique_ptr<models::Decoder> copy_;
+  at::Tensor gradient_;  // [flat], of the copy
+  int64_t batch_ = 0, rows_ = 0;
+  double small_ = 0;  // mean |g_b|²
+};
+
+}  // namespace
+
+const ProbeKind noise_scale_probe{
+    "noise_scale", "gradient noise scale B_simple in sequences, and the estimates of |G|² and tr Σ that it is made of",
+    [](const ProbeOptions& options) -> std::unique_ptr<Probe> { return std::make_unique<NoiseScale>(options); }};
+
+}  // namespace cairn
