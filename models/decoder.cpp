@@ -1,5 +1,6 @@
 #include "models/decoder.h"
 
+#include "models/kernels/aten/cross_entropy.h"
 #include "models/kernels/available.h"
 #include "models/kernels/linear.h"
 #include "models/kernels/ref/cross_entropy.h"
@@ -187,7 +188,7 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const Pass& pass) const {
 at::Tensor Decoder::logits(const at::Tensor& hidden, const Pass& pass) const {
   at::NoGradGuard no_grad;
   const at::ScalarType products = pass.products;
-  const bool fast = !pass.reference && kernels::available(hidden) && products == at::kFloat;
+  const bool fast = pass.way(hidden) == kernels::Way::cpu && products == at::kFloat;
   at::Tensor logits = fast ? kernels::linear_forward(hidden, head_, head_bias_)
                            : kernels::ref::linear(hidden.to(products), head_.to(products),
                                                   head_bias_.defined() ? head_bias_.to(products) : head_bias_)
@@ -202,7 +203,22 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
   const kernels::CrossEntropyOptions options{.scale = scale, .softcap = config_.logit_softcap, .z_loss = z_loss};
   const at::Tensor hidden = this->hidden(ids, pass);
   const bool rounded = pass.products != hidden.scalar_type();  // bf16-mixed: the head's operands too
-  if (pass.reference || !kernels::available(hidden)) {
+  auto gradient_of = [&](const at::Tensor& t) {
+    return gradients && t.defined() && t.requires_grad() ? t.grad() : at::Tensor();
+  };
+  const kernels::Way way = pass.way(hidden);
+  if (way == kernels::Way::device) {
+    auto operand = [&](const at::Tensor& t) { return t.defined() ? t.detach().to(pass.products) : t; };
+    const auto out =
+        kernels::aten::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options,
+                                            gradients, gradient_of(head_), gradient_of(head_bias_));
+    if (gradients) torch::autograd::backward({hidden}, {out.dhidden.to(hidden.scalar_type())});
+    if (pass.keep_sums) return {.row_nll = out.row_nll, .sums = out.sums};
+    const at::Tensor sums = out.sums.cpu();
+    const double* sum = sums.const_data_ptr<double>();
+    return {sum[0], sum[1], static_cast<int64_t>(sum[2]), out.row_nll};
+  }
+  if (way == kernels::Way::twins) {
     auto operand = [&](const at::Tensor& t) { return t.defined() ? t.to(pass.products) : t; };
     const auto out =
         kernels::ref::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options);
@@ -212,9 +228,6 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
   auto operand = [&](const at::Tensor& t) {
     if (!t.defined()) return t;
     return rounded ? t.detach().to(pass.products).to(at::kFloat) : t.detach();
-  };
-  auto gradient_of = [&](const at::Tensor& t) {
-    return gradients && t.defined() && t.requires_grad() ? t.grad() : at::Tensor();
   };
   const auto out = kernels::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options,
                                                  gradients, gradient_of(head_), gradient_of(head_bias_));

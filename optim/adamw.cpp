@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "optim/flat.h"
+#include "optim/kernels/device.h"
 #include "optim/kernels/ref/passes.h"
 #include "optim/makers.h"
 
@@ -27,8 +28,11 @@ class AdamW : public Optimizer {
     s.eps = static_cast<float>(options_.eps);
     s.step_size = static_cast<float>(lr / (1 - std::pow(beta1, t)));
     s.clear_grad = options_.clear_grad;
-    if (flat_.fast()) {
-      for (auto& stretch : flat_.stretches()) stretch.run.decay = static_cast<float>(1 - lr * stretch.weight_decay);
+    for (auto& stretch : flat_.stretches()) stretch.run.decay = static_cast<float>(1 - lr * stretch.weight_decay);
+    if (const auto device_adamw = kernels::device_passes().adamw; flat_.on_device() && device_adamw != nullptr) {
+      const c10::DeviceGuard guard(flat_.device());
+      for (const auto& stretch : flat_.stretches()) device_adamw(stretch.run, s);
+    } else if (flat_.fast()) {
       for_blocks(flat_.stretches(), [&](const kernels::Run& run) { kernels::adamw(run, s); });
     } else {
       const at::NoGradGuard no_grad;

@@ -42,9 +42,15 @@ FlatState::FlatState(std::vector<Parameter> parameters, const OptimizerOptions& 
     total += parameter.tensor.numel();
     fast_ = fast_ && parameter.tensor.is_cpu();
   }
-  const auto device = parameters.empty() ? at::Device(at::kCPU) : parameters.front().tensor.device();
+  if (!parameters.empty()) device_ = parameters.front().tensor.device();
+  for (const auto& parameter : parameters) {
+    if (parameter.tensor.device() != device_)
+      throw std::invalid_argument(fmt::format("optimizer: parameter '{}' lies on {}, those before it on {}",
+                                              parameter.name, parameter.tensor.device().str(), device_.str()));
+  }
+  on_device_ = !options.reference && !device_.is_cpu();
   for (size_t k = 0; k < names_.size(); ++k)
-    buffers_.push_back(at::zeros({total}, at::TensorOptions(at::kFloat).device(device)));
+    buffers_.push_back(at::zeros({total}, at::TensorOptions(at::kFloat).device(device_)));
 
   int64_t offset = 0;
   for (auto& parameter : parameters) {

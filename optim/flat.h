@@ -37,6 +37,9 @@ class FlatState {
   const std::vector<Slot>& slots() const { return slots_; }
   std::vector<Stretch>& stretches() { return stretches_; }
   bool fast() const { return fast_; }  // everything is on the CPU and the vectorised passes are wanted
+  // Everything is on one other device whose passes are wanted (kernels/device.h; there may be none).
+  bool on_device() const { return on_device_; }
+  at::Device device() const { return device_; }
   std::vector<std::pair<std::string, at::Tensor>> state() const;
 
  private:
@@ -45,6 +48,8 @@ class FlatState {
   std::vector<Stretch> stretches_;
   std::vector<at::Tensor> buffers_;
   bool fast_;
+  bool on_device_ = false;
+  at::Device device_ = at::kCPU;
 };
 
 // Calls `pass` on pieces of the stretches from all threads: one parallel region for all of them.

@@ -6,7 +6,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "optim/kernels/passes.h"
+#include "optim/kernels/device.h"
+#include "optim/kernels/ref/passes.h"
 
 namespace cairn::optim {
 
@@ -14,9 +15,14 @@ void squared_norm_pieces(const at::Tensor& flat, double* out) {
   if (!flat.is_contiguous() || flat.scalar_type() != at::kFloat)
     throw std::invalid_argument(fmt::format("squared_norm_pieces: got {}{}; expected contiguous float32",
                                             flat.is_contiguous() ? "" : "strided ", c10::toString(flat.scalar_type())));
-  const at::Tensor host = flat.is_cpu() ? flat : flat.cpu();
-  const float* x = host.const_data_ptr<float>();
-  const int64_t n = host.numel();
+  if (!flat.is_cpu()) {
+    if (const auto pass = kernels::device_passes().squared_norm_pieces; pass != nullptr) return pass(flat, kPiece, out);
+    const at::Tensor sums = kernels::ref::squared_norm_pieces(flat, kPiece).cpu();
+    std::copy_n(sums.const_data_ptr<double>(), sums.numel(), out);
+    return;
+  }
+  const float* x = flat.const_data_ptr<float>();
+  const int64_t n = flat.numel();
   at::parallel_for(0, piece_count(n), 8, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece)
       out[piece] = kernels::squared_norm(x + piece * kPiece, std::min(kPiece, n - piece * kPiece));

@@ -2,6 +2,7 @@
 
 #include "models/kernels/check.h"
 #include "models/kernels/cpu/simd_activation.h"
+#include "models/kernels/cuda/table.h"
 
 namespace cairn::kernels {
 namespace {
@@ -54,6 +55,7 @@ Gated gated_job(const at::Tensor& gate_up, const char* op) {
 }  // namespace
 
 at::Tensor gated_forward(const at::Tensor& gate_up, Activation kind) {
+  if (cuda::available(gate_up)) return cuda::table()->gated_forward(gate_up, kind);
   Gated job = gated_job(gate_up, "gated_forward");
   const at::Tensor h = at::empty({gate_up.size(0), gate_up.size(1) / 2}, gate_up.options());
   job.out = h.mutable_data_ptr<float>(), job.out_stride = h.size(1);
@@ -63,6 +65,13 @@ at::Tensor gated_forward(const at::Tensor& gate_up, Activation kind) {
 
 at::Tensor gated_backward(const at::Tensor& dh, const at::Tensor& gate_up, Activation kind, const at::Tensor& out,
                           const at::Tensor& h) {
+  if (cuda::available(gate_up)) {
+    // h may be dh, and out gate_up: the hidden values are taken first and written last.
+    const at::Tensor hidden = h.defined() ? cuda::table()->gated_forward(gate_up, kind) : at::Tensor();
+    const at::Tensor dgate_up = cuda::table()->gated_backward(dh, gate_up, kind, out);
+    if (h.defined()) at::Tensor(h).copy_(hidden);
+    return dgate_up;
+  }
   const char* op = "gated_backward";
   Gated job = gated_job(gate_up, op);
   check_floats(dh, {gate_up.size(0), gate_up.size(1) / 2}, op, "dh");
@@ -83,6 +92,7 @@ at::Tensor gated_backward(const at::Tensor& dh, const at::Tensor& gate_up, Activ
 }
 
 at::Tensor activation_forward(const at::Tensor& x, Activation kind) {
+  if (cuda::available(x)) return cuda::table()->activation_forward(x, kind);
   check_floats(x, x.sizes(), "activation_forward", "x");
   const at::Tensor y = at::empty(x.sizes(), x.options());
   simd_activation(x.const_data_ptr<float>(), nullptr, y.mutable_data_ptr<float>(), static_cast<size_t>(x.numel()),
@@ -91,6 +101,7 @@ at::Tensor activation_forward(const at::Tensor& x, Activation kind) {
 }
 
 at::Tensor activation_backward(const at::Tensor& dy, const at::Tensor& x, Activation kind) {
+  if (cuda::available(x)) return cuda::table()->activation_backward(dy, x, kind);
   check_floats(x, x.sizes(), "activation_backward", "x");
   check_floats(dy, x.sizes(), "activation_backward", "dy");
   const at::Tensor dx = at::empty(x.sizes(), x.options());

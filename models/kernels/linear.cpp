@@ -36,18 +36,25 @@ at::Tensor padded(const at::Tensor& x) {
 }  // namespace
 
 at::Tensor linear_forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  if (x.is_cuda()) return ref::linear(x, weight, bias);
   check("linear_forward", x, weight, 1, 1);
   if (x.size(0) <= kDecodeRows) return linear_decode(x, weight, bias);
   return ref::linear(padded(x), weight, bias).narrow(0, 0, x.size(0));
 }
 
 at::Tensor linear_backward_input(const at::Tensor& dy, const at::Tensor& weight) {
+  if (dy.is_cuda()) return at::mm(dy, weight);
   check("linear_backward_input", dy, weight, 1, 0);
   return at::mm(padded(dy), weight).narrow(0, 0, dy.size(0));
 }
 
 void linear_backward_weight_(const at::Tensor& dweight, const at::Tensor& dbias, const at::Tensor& dy,
                              const at::Tensor& x) {
+  if (dy.is_cuda()) {
+    if (dweight.defined()) at::Tensor(dweight).addmm_(dy.t(), x);
+    if (dbias.defined()) at::Tensor(dbias).add_(dy.sum(0));
+    return;
+  }
   check("linear_backward_weight_", dy, x, 0, 0);
   if (dweight.defined()) dweight.addmm_(dy.t(), x);
   if (dbias.defined()) {

@@ -2,6 +2,7 @@
 
 #include "models/kernels/check.h"
 #include "models/kernels/cpu/simd_norm.h"
+#include "models/kernels/cuda/table.h"
 
 namespace cairn::kernels {
 namespace {
@@ -83,12 +84,24 @@ at::Tensor backward(const at::Tensor& dy, const at::Tensor& dsum, const at::Tens
 
 NormOutput rms_norm_forward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight, double eps,
                             double offset) {
+  if (cuda::available(x)) {
+    const at::Tensor added = residual.defined() ? residual.to(x.scalar_type()).contiguous() : residual;
+    return cuda::table()->rms_norm_forward(x, added, weight, eps, offset);
+  }
   return forward(x, residual, weight, {}, eps, offset, false, "rms_norm_forward");
 }
 
 at::Tensor rms_norm_backward(const at::Tensor& dy, const at::Tensor& dsum, const at::Tensor& sum,
                              const at::Tensor& weight, const at::Tensor& rstd, double offset, const at::Tensor& dweight,
                              const at::Tensor& out) {
+  if (cuda::available(sum)) {
+    // The kernel adds to float32; the gradient of bfloat16 weights is bfloat16.
+    const bool apart = dweight.defined() && dweight.scalar_type() != at::kFloat;
+    const at::Tensor wide = apart ? at::zeros(dweight.sizes(), dweight.options().dtype(at::kFloat)) : dweight;
+    const at::Tensor ds = cuda::table()->rms_norm_backward(dy, dsum, sum, weight, rstd, offset, wide, out);
+    if (apart) at::Tensor(dweight).add_(wide);
+    return ds;
+  }
   return backward(dy, dsum, sum, weight, {}, rstd, offset, dweight, {}, out, "rms_norm_backward");
 }
 

@@ -1,5 +1,5 @@
 // RMSNorm (Zhang & Sennrich 2019) and LayerNorm (Ba et al. 2016), each with the residual addition before it fused in.
-// float32, CPU. Reductions run over 16 virtual lanes, weight gradients over fixed pieces of rows: the bits depend
+// float32 on the CPU, and RMSNorm of CUDA tensors where the CUDA module is open. Reductions run over 16 virtual lanes, weight gradients over fixed pieces of rows: the bits depend
 // neither on the number of threads nor on the width of the machine's vectors.
 #pragma once
 

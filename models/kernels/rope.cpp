@@ -2,11 +2,13 @@
 
 #include "models/kernels/check.h"
 #include "models/kernels/cpu/simd_rope.h"
+#include "models/kernels/cuda/table.h"
 
 namespace cairn::kernels {
 
 void rope_(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& cos, const at::Tensor& sin,
            bool interleaved, bool inverse) {
+  if (cuda::available(x)) return cuda::table()->rope_(x, positions, cos, sin, interleaved, inverse);
   const char* op = "rope_";
   const auto rows = strided_rows<float>(x, op, "x");
   if (x.dim() != 3) throw std::invalid_argument(fmt::format("[{}] x: expected [N, H, D], got {}", op, describe(x)));

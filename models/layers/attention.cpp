@@ -1,7 +1,8 @@
 #include "models/layers/attention.h"
 
+#include "models/kernels/aten/attention.h"
 #include "models/kernels/attention.h"
-#include "models/kernels/available.h"
+#include "models/kernels/cuda/table.h"
 #include "models/kernels/norm.h"
 #include "models/kernels/ref/attention.h"
 #include "models/kernels/ref/rope.h"
@@ -123,6 +124,22 @@ struct SplitFunction : torch::autograd::Function<SplitFunction> {
   }
 };
 
+// x [N, H, D] rotated by a kernel of the CUDA module, out of place.
+struct RopeFunction : torch::autograd::Function<RopeFunction> {
+  static Variable forward(AutogradContext* ctx, const Variable& x, const c10::intrusive_ptr<Core>& core) {
+    ctx->saved_data["core"] = c10::IValue::make_capsule(core);
+    const at::Tensor y = x.clone(at::MemoryFormat::Contiguous);
+    core->rotate(y, false);
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto core = c10::static_intrusive_pointer_cast<Core>(ctx->saved_data["core"].toCapsule());
+    const at::Tensor dx = grads[0].clone(at::MemoryFormat::Contiguous);
+    core->rotate(dx, true);
+    return {dx, at::Tensor()};
+  }
+};
+
 // Rows [length, length + N) of `cache` [capacity, K, D] become those of `rows` [N, K, D]. For a single row two
 // dispatched operators would take longer than the copy.
 void append_rows(const at::Tensor& cache, int64_t length, const at::Tensor& rows) {
@@ -219,7 +236,8 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
     pass.capture->attention(block_, q, k, core->options);
   }
 
-  const bool fast = !pass.reference && kernels::available(qkv);
+  const kernels::Way way = pass.way(qkv);
+  const bool fast = way == kernels::Way::cpu;
   if (fast && !pass.cache && !pass.seams->exchanges_attention()) {
     return o_proj_.forward(FusedFunction::apply(qkv, optional(q_norm_.weight), optional(k_norm_.weight), core), pass);
   }
@@ -231,11 +249,15 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
   } else if (fast) {
     out = SplitFunction::apply(q, k, v, core);
   } else {
-    if (core->cos.defined()) {
+    if (core->cos.defined() && way == kernels::Way::device && !pass.aten && kernels::cuda::available(qkv)) {
+      q = RopeFunction::apply(q, core);
+      k = RopeFunction::apply(k, core);
+    } else if (core->cos.defined()) {
       q = kernels::ref::rope(q, pass.positions, core->cos, core->sin, core->interleaved);
       k = kernels::ref::rope(k, pass.positions, core->cos, core->sin, core->interleaved);
     }
-    out = kernels::ref::attention(q, k, v, core->options);
+    out = way == kernels::Way::device ? kernels::aten::attention(q, k, v, core->options, pass.products)
+                                      : kernels::ref::attention(q, k, v, core->options);
   }
   return o_proj_.forward(pass.seams->attention_output(out), pass);
 }

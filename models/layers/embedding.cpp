@@ -1,6 +1,7 @@
 #include "models/layers/embedding.h"
 
-#include "models/kernels/available.h"
+#include "models/kernels/aten/dropout.h"
+#include "models/kernels/aten/embedding.h"
 #include "models/kernels/embedding.h"
 #include "models/kernels/ref/dropout.h"
 #include "models/kernels/ref/embedding.h"
@@ -13,17 +14,21 @@ using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
 struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
-  static Variable forward(AutogradContext* ctx, const Variable& weight, const at::Tensor& ids, double scale) {
+  static Variable forward(AutogradContext* ctx, const Variable& weight, const at::Tensor& ids, double scale,
+                          bool device) {
     ctx->save_for_backward({weight, ids});
     ctx->saved_data["scale"] = scale;
-    return kernels::embedding_forward(weight, ids, scale);
+    ctx->saved_data["device"] = device;
+    return device ? kernels::ref::embedding(weight, ids, scale) : kernels::embedding_forward(weight, ids, scale);
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    if (saved[0].requires_grad())
-      kernels::embedding_backward_(saved[0].grad(), grads[0].contiguous(), saved[1],
-                                   ctx->saved_data["scale"].toDouble());
-    return {at::Tensor(), at::Tensor(), at::Tensor()};
+    if (saved[0].requires_grad()) {
+      const auto add =
+          ctx->saved_data["device"].toBool() ? kernels::aten::embedding_backward_ : kernels::embedding_backward_;
+      add(saved[0].grad(), grads[0].contiguous(), saved[1], ctx->saved_data["scale"].toDouble());
+    }
+    return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -51,14 +56,18 @@ at::Tensor embed(const at::Tensor& weight, const at::Tensor& ids, double scale, 
   // transformers rounds Gemma's scale to the type of the table.
   if (weight.scalar_type() == at::kBFloat16)
     scale = static_cast<double>(static_cast<float>(at::BFloat16(static_cast<float>(scale))));
-  if (pass.reference || !kernels::available(weight)) return kernels::ref::embedding(weight, ids, scale);
-  return EmbeddingFunction::apply(weight, ids, scale);
+  const kernels::Way way = pass.way(weight);
+  if (way == kernels::Way::twins) return kernels::ref::embedding(weight, ids, scale);
+  return EmbeddingFunction::apply(weight, ids, scale, way == kernels::Way::device);
 }
 
 at::Tensor dropout(const at::Tensor& x, int64_t site, const Pass& pass) {
   if (pass.dropout == 0) return x;
   const kernels::DropoutKey key = pass.dropout_key(site);
-  if (pass.reference || !kernels::available(x)) return kernels::ref::dropout(x, pass.dropout, key);
+  const kernels::Way way = pass.way(x);
+  if (way == kernels::Way::twins) return kernels::ref::dropout(x, pass.dropout, key);
+  if (way == kernels::Way::device)
+    return x * kernels::aten::dropout_mask(x.size(0), x.size(1), pass.dropout, key, x.device()).to(x.scalar_type());
   return DropoutFunction::apply(x, pass.dropout, static_cast<int64_t>(key.seed), static_cast<int64_t>(key.stream),
                                 key.first_row);
 }

@@ -1,6 +1,6 @@
 #include "models/layers/feed_forward.h"
 
-#include "models/kernels/available.h"
+#include "models/kernels/cuda/table.h"
 #include "models/kernels/linear.h"
 #include "models/kernels/ref/activation.h"
 
@@ -71,8 +71,10 @@ FeedForward::FeedForward(Parameters& parameters, const std::string& name, int64_
 
 at::Tensor FeedForward::forward(const at::Tensor& x, const Pass& pass) const {
   const at::Tensor up = up_.forward(x, pass);  // [N, 2F] or [N, F]
-  const bool fast = !pass.reference && kernels::available(up);
-  if (fast && config_.gated && pass.products == at::kFloat && !pass.seams->exchanges_linear()) {
+  const bool fast = pass.way(up) == kernels::Way::cpu ||
+                    (pass.way(up) == kernels::Way::device && !pass.aten && kernels::cuda::available(up));
+  const bool plain = pass.products == up.scalar_type() && pass.products == down_.weight.scalar_type();
+  if (fast && config_.gated && plain && !pass.seams->exchanges_linear()) {
     const auto bias = down_.bias.defined() ? std::optional<at::Tensor>(down_.bias) : std::nullopt;
     return GatedDownFunction::apply(up, down_.weight, bias, static_cast<int64_t>(config_.activation));
   }

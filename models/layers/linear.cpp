@@ -59,7 +59,7 @@ at::Tensor Linear::forward(const at::Tensor& input, const Pass& pass) const {
     y = kernels::ref::linear(x.to(pass.products), weight.to(pass.products),
                              bias.defined() ? bias.to(pass.products) : bias)
             .to(x.scalar_type());
-  } else if (pass.reference || !kernels::available(x)) {
+  } else if (pass.way(x) != kernels::Way::cpu && (pass.reference || x.is_cpu())) {
     y = kernels::ref::linear(x, weight, bias);
   } else {
     y = LinearFunction::apply(x, weight, optional(bias));

@@ -1,6 +1,6 @@
 #include "models/layers/norm.h"
 
-#include "models/kernels/available.h"
+#include "models/kernels/cuda/table.h"
 #include "models/kernels/norm.h"
 #include "models/kernels/ref/norm.h"
 
@@ -20,6 +20,9 @@ at::Tensor gradient_of(const at::Tensor& parameter) {
   return parameter.defined() && parameter.requires_grad() ? parameter.grad() : at::Tensor();
 }
 
+// What a kernel on a GPU reads row by row: autograd may hand over any strides there.
+at::Tensor rows_of(const at::Tensor& dy) { return dy.is_cpu() ? dy : dy.contiguous(); }
+
 // (sum, y): the sum is an output of its own only where there is a residual.
 struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
   static variable_list forward(AutogradContext* ctx, const Variable& x, const std::optional<Variable>& given_residual,
@@ -34,7 +37,7 @@ struct RmsNormFunction : torch::autograd::Function<RmsNormFunction> {
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const at::Tensor dy = grads[0].defined() ? grads[0] : at::zeros_like(saved[0]);
+    const at::Tensor dy = grads[0].defined() ? rows_of(grads[0]) : at::zeros_like(saved[0]);
     const at::Tensor dsum = grads.size() > 1 ? grads[1] : at::Tensor();
     const at::Tensor dx = kernels::rms_norm_backward(dy, dsum, saved[0], saved[1], saved[2],
                                                      ctx->saved_data["offset"].toDouble(), gradient_of(saved[1]));
@@ -62,6 +65,13 @@ struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
   }
 };
 
+// Whether the hand-written kernels take x: all norms on the CPU, RMSNorm on a GPU.
+bool fused(const at::Tensor& x, const Pass& pass, NormConfig::Kind kind) {
+  const kernels::Way way = pass.way(x);
+  if (way == kernels::Way::cpu) return true;
+  return way == kernels::Way::device && !pass.aten && kind == NormConfig::Kind::rms && kernels::cuda::available(x);
+}
+
 }  // namespace
 
 Norm::Norm(Parameters& parameters, const std::string& name, int64_t features, const NormConfig& config)
@@ -71,7 +81,7 @@ Norm::Norm(Parameters& parameters, const std::string& name, int64_t features, co
 }
 
 at::Tensor Norm::forward(const at::Tensor& x, const Pass& pass) const {
-  if (pass.reference || !kernels::available(x)) {
+  if (!fused(x, pass, config_.kind)) {
     return config_.kind == NormConfig::Kind::rms ? kernels::ref::rms_norm(x, weight, config_.eps, config_.offset)
                                                  : kernels::ref::layer_norm(x, weight, bias, config_.eps);
   }
@@ -81,7 +91,7 @@ at::Tensor Norm::forward(const at::Tensor& x, const Pass& pass) const {
 }
 
 std::pair<at::Tensor, at::Tensor> Norm::add(const at::Tensor& x, const at::Tensor& residual, const Pass& pass) const {
-  if (pass.reference || !kernels::available(x)) {
+  if (!fused(x, pass, config_.kind)) {
     const at::Tensor sum = x + residual;
     return {sum, forward(sum, pass)};
   }

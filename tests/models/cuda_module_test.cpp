@@ -39,7 +39,7 @@ TEST(CudaModule, LinksWithoutAGpu) {
   const cuda::Table* table = make();
   EXPECT_EQ(table->size, static_cast<int64_t>(sizeof(cuda::Table)));
   EXPECT_GE(table->cuda, 12000);
-  EXPECT_NE(table->squared_norm_pieces, nullptr);  // the last: none is missing before it
+  EXPECT_NE(table->gpu_name, nullptr);  // the last: none is missing before it
   // Checks come before anything touches a GPU.
   EXPECT_NE(testing::message_of([&] {
               table->gated_forward(at::ones({2, 4}), Activation::silu);

@@ -7,6 +7,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "optim/ema.h"
+#include "optim/kernels/ref/passes.h"
 #include "optim/norm.h"
 #include "optim/optimizer.h"
 
@@ -238,6 +239,19 @@ TEST(Norm, FindsWhatIsNotFinite) {
     EXPECT_FALSE(std::isfinite(gradient_norm(g)));
   }
   EXPECT_TRUE(std::isfinite(gradient_norm(at::full({1000}, 3e38f))));
+}
+
+// The sums that a device without passes of its own takes.
+TEST(GradientNorm, PiecesOfTheTwin) {
+  for (int64_t n : {1, 4095, 4096, 4097, 40'000}) {
+    auto generator = at::make_generator<at::CPUGeneratorImpl>(n);
+    const at::Tensor g = at::randn({n}, generator), twin = kernels::ref::squared_norm_pieces(g, kPiece);
+    std::vector<double> pieces(piece_count(n));
+    squared_norm_pieces(g, pieces.data());
+    ASSERT_EQ(twin.numel(), piece_count(n));
+    for (int64_t k = 0; k < twin.numel(); ++k)
+      EXPECT_NEAR(twin[k].item<double>(), pieces[k], 1e-12 * pieces[k]) << n << " piece " << k;
+  }
 }
 
 TEST(Average, FollowsItsFormula) {

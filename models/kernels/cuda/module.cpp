@@ -8,6 +8,8 @@
 #include <fmt/ranges.h>
 #include <torch/headeronly/version.h>
 
+#include <mutex>
+
 #include "models/kernels/check.h"
 #include "models/kernels/cuda/table.h"
 
@@ -183,7 +185,9 @@ void check_positions(const at::Tensor& positions, int64_t table_rows) {
     uint32_t version = 0;
     int64_t table_rows = 0;
   };
-  static thread_local Checked* last = new Checked;  // never freed: the allocator may be gone when a thread ends
+  static Checked* last = new Checked;  // never freed: the allocator may be gone when the program ends
+  static std::mutex mutex;             // the backward pass runs on a thread of its own
+  const std::lock_guard lock(mutex);
   const uint32_t version = positions.is_inference() ? 0 : positions._version();
   if (last->positions.defined() && !positions.is_inference() && last->positions.is_alias_of(positions) &&
       last->positions.const_data_ptr() == positions.const_data_ptr() && last->positions.numel() == positions.numel() &&
@@ -241,9 +245,26 @@ void squared_norm_pieces_to_host(const at::Tensor& flat, int64_t piece, double* 
   std::copy_n(host.const_data_ptr<double>(), pieces, out);
 }
 
-const Table kTable = {sizeof(Table),       TORCH_VERSION, CUDART_VERSION,   rms_norm_forward,
-                      rms_norm_backward,   gated_forward, gated_backward,   activation_forward,
-                      activation_backward, rope_,         adamw_on_current, squared_norm_pieces_to_host};
+std::string gpu_name(int index) {
+  cudaDeviceProp properties{};
+  if (const cudaError_t error = cudaGetDeviceProperties(&properties, index); error != cudaSuccess)
+    throw std::runtime_error(fmt::format("GPU {}: {}", index, cudaGetErrorString(error)));
+  return fmt::format("{}, sm {}{}", properties.name, properties.major, properties.minor);
+}
+
+const Table kTable = {sizeof(Table),
+                      TORCH_VERSION,
+                      CUDART_VERSION,
+                      rms_norm_forward,
+                      rms_norm_backward,
+                      gated_forward,
+                      gated_backward,
+                      activation_forward,
+                      activation_backward,
+                      rope_,
+                      adamw_on_current,
+                      squared_norm_pieces_to_host,
+                      gpu_name};
 
 }  // namespace
 }  // namespace cairn::kernels::cuda

@@ -40,6 +40,8 @@ struct Table {
   // flat: contiguous float32; out: host memory, one double for each `piece` elements begun. Waits for the GPU. Bits
   // equal those of optim/norm.h on the CPU.
   void (*squared_norm_pieces)(const at::Tensor& flat, int64_t piece, double* out);
+  // "NVIDIA H200, sm 90": what of a GPU decides bits.
+  std::string (*gpu_name)(int index);
 };
 
 // Opens libtorch_cuda.so and libcairn_cuda.so, which lies beside the program. False where that cannot be: *why_not (may

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "models/kernels/aten/dropout.h"
 #include "models/random.h"
 
 namespace cairn::kernels::ref {
@@ -68,7 +69,9 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   const int64_t batch = options.batch, heads = q.size(1), length = q.size(0) / batch;
   auto p = attention_probabilities(q, k, options);  // [B, H, T, T]
   if (options.dropout > 0) {
-    const auto mask = attention_dropout_mask(batch, heads, length, options.dropout, options.dropout_key);
+    const auto mask = q.is_cpu() ? attention_dropout_mask(batch, heads, length, options.dropout, options.dropout_key)
+                                 : aten::attention_dropout_mask(batch, heads, length, options.dropout,
+                                                                options.dropout_key, q.device());
     p = p * mask.to(p.options());
   }
   const auto out = at::matmul(p, by_head(v, batch, heads));  // [B, H, T, D]

@@ -37,4 +37,16 @@ void ema(const at::Tensor& e, const at::Tensor& p, double one_minus_decay) {
   e.add_(p.to(at::kFloat) - e, one_minus_decay);
 }
 
+at::Tensor squared_norm_pieces(const at::Tensor& flat, int64_t piece) {
+  const int64_t whole = flat.numel() / piece, at_once = 4096;  // pieces: float64 copies stay small
+  std::vector<at::Tensor> sums;
+  for (int64_t first = 0; first < whole; first += at_once) {
+    const int64_t count = std::min(at_once, whole - first);
+    sums.push_back(flat.narrow(0, first * piece, count * piece).view({count, piece}).to(at::kDouble).square().sum(1));
+  }
+  if (const int64_t rest = flat.numel() - whole * piece; rest > 0)
+    sums.push_back(flat.narrow(0, whole * piece, rest).to(at::kDouble).square().sum().view({1}));
+  return sums.empty() ? at::empty({0}, flat.options().dtype(at::kDouble)) : at::cat(sums);
+}
+
 }  // namespace cairn::optim::kernels::ref

@@ -15,5 +15,8 @@ void sgd(const at::Tensor& p, const at::Tensor& g, const at::Tensor& m, double d
 at::Tensor muon_momentum(const at::Tensor& g, const at::Tensor& m, double grad_scale, double momentum, bool nesterov);
 void muon_apply(const at::Tensor& p, const at::Tensor& o, double decay, double lr);
 void ema(const at::Tensor& e, const at::Tensor& p, double one_minus_decay);
+// flat: contiguous float32 [n]; the sum of squares of every `piece` elements begun, float64 [ceil(n / piece)]. The
+// order of the additions is ATen's: the same on the same device, another than that of kernels::squared_norm.
+at::Tensor squared_norm_pieces(const at::Tensor& flat, int64_t piece);
 
 }  // namespace cairn::optim::kernels::ref
