@@ -125,7 +125,7 @@ struct TrainOptions {
   int threads = 0;                    // 0: auto
   std::string precision = "float32";  // float32 bf16-mixed bf16
   std::string device = "auto";        // auto cpu cuda
-  std::string kernels = "fast";       // fast reference
+  std::string kernels = "fast";       // fast aten reference
   bool activation_checkpointing = false;
   std::string on_nonfinite = "stop";  // stop skip
   SpikeOptions on_spike;
@@ -154,10 +154,14 @@ struct CheckpointOptions {
   bool operator==(const CheckpointOptions&) const = default;
 };
 
+// Weights over time: RUN/trajectory.
 struct TrajectoryOptions {
-  int64_t every = 0;
+  int64_t every = 0;        // 0: off
+  bool log_spaced = false;  // also at steps 0, 1, 2, 4, 8, ...
+  std::vector<int64_t> at;  // also at these steps
   std::string dtype = "bfloat16";
   std::string codec = "plain";
+  std::vector<std::string> tensors = {"*"};  // names or patterns of names, as model.safetensors has them
   bool operator==(const TrajectoryOptions&) const = default;
 };
 

@@ -127,7 +127,8 @@ void visit(V& v, TrainOptions& o) {
   v.key("threads", o.threads, between(1, 4096).or_auto(), "processor threads");
   v.key("precision", o.precision, one_of({"float32", "bf16-mixed", "bf16"}), "bf16-mixed: float32 master weights");
   v.key("device", o.device, one_of({"auto", "cpu", "cuda"}), "where it runs");
-  v.key("kernels", o.kernels, one_of({"fast", "reference"}), "reference: plain ATen everywhere");
+  v.key("kernels", o.kernels, one_of({"fast", "aten", "reference"}),
+        "aten: LibTorch's operators instead of hand-written kernels; reference: the plain twins");
   v.key("activation_checkpointing", o.activation_checkpointing, any(), "recompute each block in the backward pass");
   v.key("on_nonfinite", o.on_nonfinite, one_of({"stop", "skip"}),
         "loss or gradients not finite: stop, or skip the update");
@@ -157,8 +158,12 @@ void visit(V& v, CheckpointOptions& o) {
 template <class V>
 void visit(V& v, TrajectoryOptions& o) {
   v.key("every", o.every, at_least(0), "steps between stored weights (0: off)");
-  v.key("dtype", o.dtype, one_of({"bfloat16", "float16", "float32"}), "of the stored weights");
-  v.key("codec", o.codec, one_of({"plain"}), "how they are stored");
+  v.key("log_spaced", o.log_spaced, any(), "also at steps 0, 1, 2, 4, 8, ...");
+  v.key("at", o.at, at_least(0), "also at these steps");
+  v.key("dtype", o.dtype, one_of({"bfloat16", "float32"}), "of the stored weights");
+  v.key("codec", o.codec, one_of({"plain", "zstd", "delta"}),
+        "plain: any HDF5 reads it; zstd: with the registered filter; delta: differences to the stored step before");
+  v.key("tensors", o.tensors, any(), "names or patterns of names (*, ?) of the tensors that are stored");
 }
 
 template <class V>
