@@ -11,15 +11,6 @@ namespace {
 
 using checkpoints::read_file;
 
-checkpoints::Retention retention_of(const config::KeepOptions& keep) {
-  checkpoints::Retention r;
-  r.all = keep.all;
-  r.last = keep.last;
-  r.every = keep.every;
-  if (keep.best) r.metric = kMeanLoss, r.best = 1;
-  return r;
-}
-
 using Json = nlohmann::ordered_json;
 
 Json read_build(const fs::path& run) {
@@ -103,63 +94,6 @@ void check_sources(const fs::path& run, const data::Dataset& data) {
       }
     }
   }
-}
-
-Saver::Saver(checkpoints::Store& store, const config::RunConfig& config, const data::Tokenizer& tokenizer,
-             bool background)
-    : store_(store), retention_(retention_of(config.checkpoints.keep)), background_(background) {
-  // The tokenizer writes files; they are held as bytes, since every checkpoint carries them.
-  const fs::path folder = fs::temp_directory_path() / fmt::format("cairn-tokenizer-{}", getpid());
-  fs::create_directories(folder);
-  tokenizer.save(folder.string());
-  for (const auto& entry : fs::directory_iterator(folder))
-    tokenizer_files_.emplace_back(entry.path().filename().string(), read_file(entry.path()));
-  std::sort(tokenizer_files_.begin(), tokenizer_files_.end());
-  fs::remove_all(folder);
-}
-
-void Saver::reserve(State& state) {
-  const DiskModel model = disk_model(state.model());
-  std::vector<checkpoints::TensorView> views = model.views;
-  for (const auto& extra : state.extras()) views.push_back(view_of(extra.name, extra.tensor));
-  writer_.reserve(views);
-}
-
-void Saver::save(State& state, const nlohmann::ordered_json& state_json, const nlohmann::ordered_json& about,
-                 bool writes) {
-  const std::vector<StateTensor> extras = state.extras();
-  if (!writes) return;
-  const DiskModel model = disk_model(state.model());
-  std::vector<checkpoints::TensorView> views = model.views;
-  for (const auto& extra : extras) views.push_back(view_of(extra.name, extra.tensor));
-  const size_t model_count = model.views.size();
-  const std::string config = config_text(state.model()), generation = generation_config_text(state.model());
-  const int64_t step = state.step;
-  auto write = [this, step, model_count, config, generation, state_json,
-                about](std::span<const checkpoints::TensorView> snapshot) {
-    checkpoints::CheckpointContents contents;
-    contents.model.assign(snapshot.begin(), snapshot.begin() + model_count);
-    contents.optimizer.assign(snapshot.begin() + model_count, snapshot.end());
-    contents.config = config;
-    contents.state = state_json;
-    contents.files = tokenizer_files_;
-    contents.files.emplace_back("generation_config.json", generation);
-    contents.about = about;
-    store_.commit(step, contents);
-    store_.retain(retention_);
-  };
-  writer_.save(views, write);
-  if (!background_) writer_.drain();
-}
-
-nlohmann::ordered_json load_state(State& state, const fs::path& folder) {
-  load_weights(state.model(), checkpoints::ModelWeights::open(folder), folder.string());
-  const auto saved = checkpoints::Safetensors::open(folder / "training" / "optimizer.safetensors");
-  state.load_extras([&](const std::string& name) { return tensor_of(saved.get(name)); });
-  auto json = nlohmann::ordered_json::parse(read_file(folder / "training" / "state.json"));
-  state.step = json.at("step").get<int64_t>();
-  state.optimizer().set_step(json.at("updates").get<int64_t>());
-  return json;
 }
 
 fs::path model_folder(const std::string& address) {

@@ -6,8 +6,8 @@
 #include "checkpoints/async_writer.h"
 #include "checkpoints/store.h"
 #include "trainer/config/run_config.h"
+#include "trainer/saver.h"
 #include "trainer/setup.h"
-#include "trainer/state.h"
 
 namespace cairn {
 
@@ -28,33 +28,6 @@ std::vector<nlohmann::ordered_json> changed_settings(const std::filesystem::path
 // Throws std::runtime_error naming the source whose data are not those that build.json recorded: a step of other data
 // would not be a step of this run.
 void check_sources(const std::filesystem::path& run, const data::Dataset& data);
-
-// Saves states of one run, in the background where asked.
-class Saver {
- public:
-  Saver(checkpoints::Store& store, const config::RunConfig& config, const data::Tokenizer& tokenizer, bool background);
-  // Commits the state as step-N; the loop waits for one memory copy. Collective with ZeRO-1 (then `writes` is true on
-  // rank 0 alone).
-  void save(State& state, const nlohmann::ordered_json& state_json, const nlohmann::ordered_json& about, bool writes);
-  // Allocates the snapshot ahead of the first save.
-  void reserve(State& state);
-  // Waits for what is in flight; throws what went wrong.
-  void drain() { writer_.drain(); }
-  // Throws what went wrong in the background so far.
-  void check() { writer_.check(); }
-  double last_stall() const { return writer_.last_stall(); }
-  double last_copy() const { return writer_.last_copy(); }
-
- private:
-  checkpoints::Store& store_;
-  checkpoints::Retention retention_;
-  bool background_;
-  std::vector<std::pair<std::string, std::string>> tokenizer_files_;
-  checkpoints::AsyncWriter writer_;
-};
-
-// Fills a state from a committed checkpoint folder whose digests have been checked. Returns training/state.json.
-nlohmann::ordered_json load_state(State& state, const std::filesystem::path& folder);
 
 // The newest checkpoint folder of RUN, or the folder itself where it is a model. Throws where there is none.
 std::filesystem::path model_folder(const std::string& address);

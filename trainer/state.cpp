@@ -1,7 +1,10 @@
 #include "trainer/state.h"
 
 #include <cstring>
+#include <set>
 
+#include "optim/norm.h"
+#include "trainer/device_digest.h"
 #include "trainer/model_io.h"
 
 namespace cairn {
@@ -23,6 +26,29 @@ optim::Role role_of(models::Role role) {
   return optim::Role::other;
 }
 
+// What a rank owns of a parameter is called "name", or "name[from]" where it is the piece from element `from` on.
+// Optimizers append the moment: "name[from].exp_avg" is a piece of "name.exp_avg".
+std::pair<std::string, int64_t> whole_of(const std::string& name) {
+  const size_t open = name.find('['), close = name.find(']');
+  if (open == std::string::npos) return {name, 0};
+  return {name.substr(0, open) + name.substr(close + 1), std::stoll(name.substr(open + 1))};
+}
+
+// Where the flat buffer may be cut so that every matrix stays whole: between parameters, and elsewhere as usual.
+std::vector<int64_t> cuts_beside_matrices(const models::Parameters& parameters, int64_t& largest) {
+  std::set<int64_t> cuts;
+  for (const auto& parameter : parameters.all()) {
+    const int64_t begin = parameter.offset, end = begin + parameter.numel();
+    cuts.insert(begin);
+    if (parameter.role == models::Role::matrix) {
+      largest = std::max(largest, end - begin);
+      continue;
+    }
+    for (int64_t at = optim::piece_count(begin) * optim::kPiece; at < end; at += optim::kPiece) cuts.insert(at);
+  }
+  return {cuts.begin(), cuts.end()};
+}
+
 }  // namespace
 
 checkpoints::TensorView view_of(const std::string& name, const at::Tensor& tensor) {
@@ -36,16 +62,24 @@ at::Tensor tensor_of(const checkpoints::TensorView& view) {
   return copy;
 }
 
-State::State(models::DecoderConfig config, at::ScalarType dtype, parallel::World& world, int lanes, int zero)
+State::State(models::DecoderConfig config, at::ScalarType dtype, parallel::World& world, int lanes, int zero,
+             bool whole_matrices, at::Device device)
     : world_(world), zero_(world.size > 1 ? zero : 0) {
-  model_ = std::make_unique<models::Decoder>(std::move(config), dtype);
+  model_ = std::make_unique<models::Decoder>(std::move(config), dtype, device);
   const int64_t total = model_->parameters().flat().numel();
-  gradient_ = at::zeros({total}, at::kFloat);
-  leaf_gradient_ = dtype == at::kFloat ? gradient_ : at::zeros({total}, dtype);
+  gradient_ = at::zeros({total}, at::TensorOptions(at::kFloat).device(device));
+  leaf_gradient_ = dtype == at::kFloat ? gradient_ : at::zeros({total}, gradient_.options().dtype(dtype));
   model_->parameters().bind_gradients(leaf_gradient_);
   lane_tree_ = std::make_unique<parallel::LaneTree>(gradient_, lanes / world.size);
-  reducer_ = std::make_unique<parallel::Reducer>(world_, gradient_, parallel::plan_buckets(total, world.size),
-                                                 parallel::Reducer::Options{.gather = zero_ == 0});
+  int64_t target = 1 << 20, largest = 0;
+  std::vector<int64_t> cuts;
+  if (zero_ != 0 && whole_matrices) {
+    cuts = cuts_beside_matrices(model_->parameters(), largest);
+    target = std::max(target, largest * world.size);  // a matrix for every rank in each bucket
+  }
+  reducer_ =
+      std::make_unique<parallel::Reducer>(world_, gradient_, parallel::plan_buckets(total, world.size, target, cuts),
+                                          parallel::Reducer::Options{.gather = zero_ == 0});
 }
 
 std::vector<optim::Parameter> State::owned_parameters(bool whole) {
@@ -53,16 +87,22 @@ std::vector<optim::Parameter> State::owned_parameters(bool whole) {
   std::vector<optim::Parameter> owned;
   for (const auto& parameter : model_->parameters().all()) {
     const int64_t begin = parameter.offset, end = begin + parameter.numel();
-    if (whole || zero_ == 0) {
+    const auto add_whole = [&] {
       owned.push_back({parameter.name, parameter.value(),
                        gradient_.narrow(0, begin, end - begin).view(parameter.value().sizes()),
                        role_of(parameter.role)});
+    };
+    if (whole || zero_ == 0) {
+      add_whole();
       continue;
     }
     for (const auto& [offset, length] : reducer_->owned()) {
       const int64_t from = std::max(begin, offset), to = std::min(end, offset + length);
       if (from >= to) continue;
-      // "name[from]": a piece of the parameter, from its element `from` on.
+      if (from == begin && to == end) {
+        add_whole();
+        break;
+      }
       owned.push_back({fmt::format("{}[{}]", parameter.name, from - begin), flat.narrow(0, from, to - from),
                        gradient_.narrow(0, from, to - from), role_of(parameter.role)});
     }
@@ -104,6 +144,15 @@ void State::gather_weights() {
 }
 
 checkpoints::Digest State::digest() {
+  if (!device().is_cpu()) {
+    std::vector<DigestPart> shared, own;
+    for (const auto& parameter : model_->parameters().all()) shared.push_back({parameter.name, parameter.value()});
+    for (const StateTensor& t : extras()) (t.everywhere ? shared : own).push_back({t.name, t.tensor, t.first_index});
+    checkpoints::Digest sum = digest_on_device(shared);
+    if (zero_ == 0) return sum;
+    for (const std::string& hex : world_.gather(digest_on_device(own).hex())) sum += checkpoints::Digest::from_hex(hex);
+    return sum;
+  }
   std::vector<checkpoints::TensorView> whole;
   for (const auto& parameter : model_->parameters().all()) whole.push_back(view_of(parameter.name, parameter.value()));
   if (ema_) {
@@ -115,62 +164,45 @@ checkpoints::Digest State::digest() {
   }
   // The pieces of all ranks add up.
   checkpoints::Digest pieces;
-  for (const auto& [name, tensor] : optimizer_->state()) {
-    const size_t open = name.find('['), close = name.find(']');
-    const std::string full = "optimizer." + name.substr(0, open) + name.substr(close + 1);
-    pieces += checkpoints::digest_tensor(view_of(full, tensor), std::stoll(name.substr(open + 1)));
-  }
+  for (const StateTensor& t : optimizer_tensors())
+    pieces += checkpoints::digest_tensor(view_of(t.name, t.tensor), t.first_index);
   checkpoints::Digest sum = checkpoints::digest_tensors(whole);
   for (const std::string& hex : world_.gather(pieces.hex())) sum += checkpoints::Digest::from_hex(hex);
   return sum;
 }
 
-std::vector<StateTensor> State::extras() {
+std::vector<StateTensor> State::optimizer_tensors() {
   std::vector<StateTensor> tensors;
-  if (zero_ == 0) {
-    for (const auto& [name, tensor] : optimizer_->state()) tensors.push_back({"optimizer." + name, tensor});
-  } else {
-    // Each kind of moment is gathered into a flat buffer laid out as the weights are.
-    std::map<std::string, at::Tensor> flats;
-    for (const auto& [name, tensor] : optimizer_->state()) {
-      const size_t open = name.find('['), close = name.find(']');
-      at::Tensor& flat = flats[name.substr(close + 1)];
-      if (!flat.defined()) flat = at::zeros_like(gradient_);
-      const auto& parameter = model_->parameters().at(name.substr(0, open));
-      flat.narrow(0, parameter.offset + std::stoll(name.substr(open + 1)), tensor.numel()).copy_(tensor.view(-1));
-    }
-    for (auto& [kind, flat] : flats) {
-      reducer_->gather_owned(flat);
-      for (const auto& parameter : model_->parameters().all()) {
-        tensors.push_back({"optimizer." + parameter.name + kind,
-                           flat.narrow(0, parameter.offset, parameter.numel()).view(parameter.value().sizes())});
-      }
-    }
+  const auto& parameters = model_->parameters();
+  for (const auto& [name, tensor] : optimizer_->state()) {
+    const auto [whole, from] = whole_of(name);
+    std::vector<int64_t> shape = tensor.sizes().vec();
+    if (whole != name) shape = parameters.at(name.substr(0, name.find('['))).value().sizes().vec();
+    tensors.push_back({"optimizer." + whole, tensor, from, std::move(shape), zero_ == 0});
   }
+  return tensors;
+}
+
+std::vector<StateTensor> State::extras() {
+  std::vector<StateTensor> tensors = optimizer_tensors();
   if (ema_) {
-    for (const auto& [name, tensor] : ema_->state()) tensors.push_back({"ema." + name, tensor});
+    for (const auto& [name, tensor] : ema_->state())
+      tensors.push_back({"ema." + name, tensor, 0, tensor.sizes().vec()});
   }
   return tensors;
 }
 
 void State::load_extras(const std::function<at::Tensor(const std::string&)>& read) {
   at::NoGradGuard no_grad;
-  for (auto [name, tensor] : optimizer_->state()) {
-    int64_t from = 0;
-    if (const size_t open = name.find('['); zero_ != 0 && open != std::string::npos) {
-      const size_t close = name.find(']');
-      from = std::stoll(name.substr(open + 1));
-      name = name.substr(0, open) + name.substr(close + 1);
-    }
-    const at::Tensor whole = read("optimizer." + name);
-    const bool fits = zero_ == 0 ? whole.sizes() == tensor.sizes() : whole.numel() >= from + tensor.numel();
-    if (!fits)
-      throw std::runtime_error(
-          fmt::format("optimizer.{}: found {} elements, expected {}", name, whole.numel(), tensor.numel()));
-    tensor.view(-1).copy_(whole.reshape(-1).narrow(0, from, tensor.numel()));
-  }
-  if (ema_) {
-    for (auto [name, tensor] : ema_->state()) tensor.copy_(read("ema." + name).view(tensor.sizes()));
+  std::map<std::string, std::vector<StateTensor>> pieces;  // of each whole tensor, which is read once
+  for (StateTensor& t : extras()) pieces[t.name].push_back(std::move(t));
+  for (const auto& [name, parts] : pieces) {
+    const at::Tensor whole = read(name);
+    const int64_t expected = c10::multiply_integers(parts.front().shape);
+    if (whole.numel() != expected)
+      throw std::runtime_error(fmt::format("{}: found {} elements, expected {}", name, whole.numel(), expected));
+    for (const StateTensor& part : parts)
+      part.tensor.view(-1).copy_(whole.reshape(-1).narrow(0, part.first_index, part.tensor.numel()));
   }
 }
 

@@ -18,18 +18,22 @@
 
 namespace cairn {
 
-// A tensor of the state under the name that the digest and the checkpoint use. A rank that holds a piece of it (ZeRO-1)
-// says where the piece begins in the whole.
+// A tensor of the state under the name that the digest and the checkpoint use, or this rank's piece of it (ZeRO-1): its
+// elements from first_index on, flat.
 struct StateTensor {
   std::string name;
   at::Tensor tensor;
   int64_t first_index = 0;
+  std::vector<int64_t> shape;  // of the whole
+  bool everywhere = true;      // every rank holds all of it
 };
 
 class State {
  public:
-  // Weights are uninitialised; the model is on the CPU. `zero`: 1 shards the optimizer over the ranks of `world`.
-  State(models::DecoderConfig config, at::ScalarType dtype, parallel::World& world, int lanes, int zero);
+  // Weights are uninitialised; everything lies on `device`. `zero`: 1 shards the optimizer over the ranks of `world`, and
+  // `whole_matrices` lets no rank own a part of a matrix (Muon).
+  State(models::DecoderConfig config, at::ScalarType dtype, parallel::World& world, int lanes, int zero,
+        bool whole_matrices = false, at::Device device = at::kCPU);
 
   // Makes the optimizer (and the moving average, where ema > 0) of a stage; moments of the same name carry over.
   void set_optimizer(const optim::OptimizerOptions& options, double ema);
@@ -41,6 +45,7 @@ class State {
   parallel::LaneTree& lanes() { return *lane_tree_; }
   parallel::Reducer& reducer() { return *reducer_; }
   parallel::World& world() { return world_; }
+  at::Device device() const { return gradient_.device(); }
   // float32, laid out as the flat parameters: of the whole batch once a step's backward passes are done (with ZeRO-1
   // only in the parts that reducer().owned() names).
   const at::Tensor& gradient() const { return gradient_; }
@@ -54,17 +59,18 @@ class State {
 
   // Of the whole state, over all ranks: every rank gets the same. Collective.
   checkpoints::Digest digest();
-  // Everything besides the weights, whole, for a checkpoint: {"optimizer.<name>", "ema.<name>"}. Collective with
-  // ZeRO-1.
+  // Everything besides the weights that this rank holds, for a checkpoint: "optimizer.<name>", "ema.<name>". The ranks'
+  // lists together hold every element. The tensors are the live ones, on the state's device.
   std::vector<StateTensor> extras();
-  // Fills what extras() lists from `read(name)`; throws std::runtime_error naming a tensor that is missing or of
-  // another shape.
+  // Fills what extras() lists from `read(name)`, the whole tensor; throws std::runtime_error naming a tensor that is
+  // missing or of another shape.
   void load_extras(const std::function<at::Tensor(const std::string&)>& read);
 
   int64_t step = 0;  // n of state[n]
 
  private:
   std::vector<optim::Parameter> owned_parameters(bool whole);
+  std::vector<StateTensor> optimizer_tensors();
 
   parallel::World& world_;
   int zero_;

@@ -26,16 +26,32 @@ int64_t nearest_cut(int64_t wanted, int64_t low, int64_t high, const std::vector
   return best;
 }
 
+// What each rank takes of `length` elements so that the sums of all come as near to one another as they can.
+std::vector<int64_t> level(const std::vector<int64_t>& loads, int64_t length) {
+  std::vector<int64_t> sorted = loads;
+  std::sort(sorted.begin(), sorted.end());
+  int64_t height = 0, below = 0;
+  for (size_t k = 0; k < sorted.size(); ++k) {  // the k + 1 smallest loads are brought to one height
+    below += sorted[k];
+    height = (below + length) / static_cast<int64_t>(k + 1);
+    if (k + 1 < sorted.size() && height <= sorted[k + 1]) break;
+  }
+  std::vector<int64_t> shares;
+  for (int64_t load : loads) shares.push_back(std::max<int64_t>(0, height - load));
+  return shares;
+}
+
 }  // namespace
 
 std::vector<Bucket> plan_buckets(int64_t total, int ranks, int64_t target, const std::vector<int64_t>& cuts) {
   if (target < 1 || ranks < 1)
     throw std::invalid_argument(fmt::format("plan_buckets: target {} and {} ranks must be positive", target, ranks));
   for (size_t i = 0; i < cuts.size(); ++i)
-    if (cuts[i] % kPiece != 0 || (i > 0 && cuts[i] <= cuts[i - 1]))
+    if (cuts[i] < 0 || cuts[i] > total || (i > 0 && cuts[i] <= cuts[i - 1]))
       throw std::invalid_argument(
-          fmt::format("plan_buckets: cut {} is not ascending in multiples of {}", cuts[i], kPiece));
+          fmt::format("plan_buckets: cut {} is not ascending between 0 and {}", cuts[i], total));
   std::vector<Bucket> buckets;
+  std::vector<int64_t> loads(ranks, 0);
   for (int64_t end = total; end > 0;) {
     int64_t begin = end <= target ? 0 : nearest_cut(end - target, 0, end, cuts);
     if (begin == end) {  // what lies before the next cut is longer than the target
@@ -46,9 +62,14 @@ std::vector<Bucket> plan_buckets(int64_t total, int ranks, int64_t target, const
         begin = *std::prev(at);
     }
     Bucket bucket{begin, end - begin, {begin}};
-    for (int r = 1; r < ranks; ++r)
-      bucket.splits.push_back(nearest_cut(begin + bucket.length * r / ranks, bucket.splits.back(), end, cuts));
+    const std::vector<int64_t> shares = level(loads, bucket.length);
+    int64_t wanted = begin;
+    for (int r = 1; r < ranks; ++r) {
+      wanted += shares[r - 1];
+      bucket.splits.push_back(nearest_cut(wanted, bucket.splits.back(), end, cuts));
+    }
     bucket.splits.push_back(end);
+    for (int r = 0; r < ranks; ++r) loads[r] += bucket.splits[r + 1] - bucket.splits[r];
     buckets.push_back(std::move(bucket));
     end = begin;
   }
@@ -71,10 +92,6 @@ void check_buckets(const std::vector<Bucket>& buckets, int64_t total, int ranks)
         !std::is_sorted(splits.begin(), splits.end()))
       throw std::invalid_argument(fmt::format(
           "gradient buckets: the bucket at {} is not split into {} ascending chunks", bucket->offset, ranks));
-    for (int64_t split : splits)
-      if (split % kPiece != 0 && split != total)
-        throw std::invalid_argument(
-            fmt::format("gradient buckets: {} is neither a multiple of {} nor the end ({})", split, kPiece, total));
     covered = end;
   }
   if (covered != total)

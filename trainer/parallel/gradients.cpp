@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "optim/norm.h"
+#include "trainer/parallel/side_stream.h"
 
 namespace cairn::parallel {
 namespace {
@@ -39,6 +40,16 @@ struct Reducer::Impl {
   Options options;
   std::unique_ptr<Transport> transport;
 
+  // Who owns what, ascending: the chunks of all buckets, those of one rank that adjoin made one.
+  struct Segment {
+    int64_t begin, end;
+    int rank;
+    // Pieces whose first element lies in it.
+    int64_t first_piece() const { return optim::piece_count(begin); }
+    int64_t last_piece() const { return optim::piece_count(end); }  // one past
+  };
+  std::vector<Segment> segments;
+
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<int64_t> remaining;                     // elements of each bucket that are not final yet
@@ -47,6 +58,7 @@ struct Reducer::Impl {
   bool in_step = false, stop = false;
   Pending* waiting = nullptr;  // what the thread waits for now
   std::exception_ptr error;
+  std::optional<SideStream> side;  // of the thread, where the gradient lies on a GPU
   std::thread thread;
 
   Impl(World& w, at::Tensor g, std::vector<Bucket> b, Options o)
@@ -55,7 +67,65 @@ struct Reducer::Impl {
   at::Tensor chunk(const at::Tensor& flat, const Bucket& bucket, int rank) const {
     return flat.narrow(0, bucket.splits[rank], bucket.splits[rank + 1] - bucket.splits[rank]);
   }
+  void find_segments() {
+    for (const auto& [offset, index] : by_offset)
+      for (int r = 0; r < world.size; ++r) {
+        const int64_t begin = buckets[index].splits[r], end = buckets[index].splits[r + 1];
+        if (begin == end) continue;
+        if (!segments.empty() && segments.back().rank == r)
+          segments.back().end = end;
+        else
+          segments.push_back({begin, end, r});
+      }
+  }
   bool is_ready(size_t bucket) const { return remaining[bucket] == 0; }
+
+  // Messages to and from every other rank, at once.
+  void exchange(const std::vector<at::Tensor>& sends, const std::vector<at::Tensor>& receives) {
+    std::vector<Message> out, in;
+    for (int r = 0; r < world.size; ++r)
+      if (r != world.rank) {
+        out.push_back({sends[r], r});
+        in.push_back({receives[r], r});
+      }
+    transport->post(out, in)->wait();
+  }
+
+  // Where a cut goes through a piece, its owner (of its first element) gets the rest of it from the ranks after it,
+  // into its own gradient.
+  void complete_pieces() {
+    std::vector<std::vector<at::Tensor>> mine(world.size), theirs(world.size);  // by the other rank
+    for (size_t i = 0; i < segments.size(); ++i) {
+      const Segment& owner = segments[i];
+      if (owner.first_piece() == owner.last_piece()) continue;
+      const int64_t end = std::min(owner.last_piece() * optim::kPiece, gradient.numel());
+      for (size_t k = i + 1; k < segments.size() && segments[k].begin < end; ++k) {
+        const Segment& other = segments[k];
+        const at::Tensor rest = gradient.narrow(0, other.begin, std::min(other.end, end) - other.begin);
+        if (other.rank == owner.rank) continue;
+        if (other.rank == world.rank) mine[owner.rank].push_back(rest);
+        if (owner.rank == world.rank) theirs[other.rank].push_back(rest);
+      }
+    }
+    std::vector<at::Tensor> sends, receives;
+    const auto total = [](const std::vector<at::Tensor>& parts) {
+      int64_t n = 0;
+      for (const at::Tensor& part : parts) n += part.numel();
+      return n;
+    };
+    for (int r = 0; r < world.size; ++r) {
+      sends.push_back(mine[r].empty() ? at::empty({0}, gradient.options()) : at::cat(mine[r]));
+      receives.push_back(at::empty({total(theirs[r])}, gradient.options()));
+    }
+    exchange(sends, receives);
+    for (int r = 0; r < world.size; ++r) {
+      int64_t at = 0;
+      for (at::Tensor& part : theirs[r]) {
+        part.copy_(receives[r].narrow(0, at, part.numel()));
+        at += part.numel();
+      }
+    }
+  }
 
   // ---- the communication thread ----
   struct Flight {
@@ -100,6 +170,7 @@ struct Reducer::Impl {
       sends.push_back({chunk(gradient, bucket, r), r});
       receives.push_back({flight.parts.back(), r});
     }
+    if (side) side->after_compute();
     flight.pending = transport->post(sends, receives);
     return flight;
   }
@@ -137,12 +208,27 @@ struct Reducer::Impl {
     }
     while (!flights.empty()) land();
     for (auto& pending : shared) wait(*pending);
+    if (side) side->finish();
   }
 
   void loop() {
     omp_set_num_threads(1);  // of this thread alone: its additions must not start a second team beside the main one
     const at::NoGradGuard no_grad;
+    try {
+      if (!gradient.is_cpu()) side.emplace(gradient.device());
+    } catch (...) {
+      std::lock_guard lock(mutex);
+      error = std::current_exception();
+      done = asked;
+      changed.notify_all();
+      return;
+    }
     std::vector<at::Tensor> scratch(kInFlight);
+    work(scratch);
+    side.reset();  // on the thread whose stream it chose
+  }
+
+  void work(std::vector<at::Tensor>& scratch) {
     while (true) {
       {
         std::unique_lock lock(mutex);
@@ -176,6 +262,7 @@ Reducer::Reducer(World& world, at::Tensor gradient, std::vector<Bucket> buckets,
   impl.remaining.assign(impl.buckets.size(), 0);
   for (size_t i = 0; i < impl.buckets.size(); ++i) impl.by_offset.emplace_back(impl.buckets[i].offset, i);
   std::sort(impl.by_offset.begin(), impl.by_offset.end());
+  impl.find_segments();
   if (world.size == 1) return;
   std::string plan = fmt::format("{} elements, {},", impl.gradient.numel(), options.gather ? "gathered" : "sharded");
   for (const Bucket& bucket : impl.buckets) {
@@ -183,7 +270,7 @@ Reducer::Reducer(World& world, at::Tensor gradient, std::vector<Bucket> buckets,
     for (int64_t split : bucket.splits) plan += fmt::format("/{}", split);
   }
   world.agree("the layout of the gradient", plan);
-  impl.transport = world.transport("gradients");
+  impl.transport = world.transport("gradients", impl.gradient.device());
   impl.thread = std::thread([&impl] { impl.loop(); });
 }
 
@@ -247,15 +334,8 @@ std::vector<std::pair<int64_t, int64_t>> Reducer::owned() const {
   const Impl& impl = *impl_;
   if (impl.world.size == 1 || impl.options.gather) return {{0, impl.gradient.numel()}};
   std::vector<std::pair<int64_t, int64_t>> parts;
-  for (const auto& [offset, index] : impl.by_offset) {
-    const auto& splits = impl.buckets[index].splits;
-    const int64_t begin = splits[impl.world.rank], end = splits[impl.world.rank + 1];
-    if (begin == end) continue;
-    if (!parts.empty() && parts.back().first + parts.back().second == begin)
-      parts.back().second += end - begin;
-    else
-      parts.emplace_back(begin, end - begin);
-  }
+  for (const auto& segment : impl.segments)
+    if (segment.rank == impl.world.rank) parts.emplace_back(segment.begin, segment.end - segment.begin);
   return parts;
 }
 
@@ -263,35 +343,31 @@ double Reducer::norm() {
   Impl& impl = *impl_;
   if (impl.world.size == 1) return optim::gradient_norm(impl.gradient);
   const int ranks = impl.world.size;
-  // Every rank sums the pieces of its own chunks, bucket by bucket; all know whose is where.
+  if (!impl.options.gather) impl.complete_pieces();
+  // Every rank sums the pieces that begin in its own chunks; all know whose is where.
   std::vector<int64_t> counts(ranks, 0);
-  for (const Bucket& bucket : impl.buckets)
-    for (int r = 0; r < ranks; ++r) counts[r] += optim::piece_count(bucket.splits[r + 1] - bucket.splits[r]);
+  for (const auto& segment : impl.segments) counts[segment.rank] += segment.last_piece() - segment.first_piece();
   std::vector<at::Tensor> sums;
   for (int r = 0; r < ranks; ++r) sums.push_back(at::empty({counts[r]}, at::kDouble));
   double* own = sums[impl.world.rank].data_ptr<double>();
-  for (const Bucket& bucket : impl.buckets) {
-    const at::Tensor chunk = impl.chunk(impl.gradient, bucket, impl.world.rank);
-    optim::squared_norm_pieces(chunk, own);
-    own += optim::piece_count(chunk.numel());
+  for (const auto& segment : impl.segments) {
+    const int64_t first = segment.first_piece(), last = segment.last_piece();
+    if (segment.rank != impl.world.rank || first == last) continue;
+    const int64_t begin = first * optim::kPiece, end = std::min(last * optim::kPiece, impl.gradient.numel());
+    optim::squared_norm_pieces(impl.gradient.narrow(0, begin, end - begin), own);
+    own += last - first;
   }
-  std::vector<Message> sends, receives;
-  for (int r = 0; r < ranks; ++r)
-    if (r != impl.world.rank) {
-      sends.push_back({sums[impl.world.rank], r});
-      receives.push_back({sums[r], r});
-    }
-  impl.transport->post(sends, receives)->wait();
+  if (!impl.gradient.is_cpu())  // the transport's messages lie there
+    for (at::Tensor& sum : sums) sum = sum.to(impl.gradient.device());
+  impl.exchange(std::vector<at::Tensor>(ranks, sums[impl.world.rank]), sums);
+  for (at::Tensor& sum : sums) sum = sum.cpu();
 
   std::vector<double> pieces(optim::piece_count(impl.gradient.numel()));
-  for (int r = 0; r < ranks; ++r) {
-    const double* from = sums[r].const_data_ptr<double>();
-    for (const Bucket& bucket : impl.buckets) {
-      const int64_t count = optim::piece_count(bucket.splits[r + 1] - bucket.splits[r]);
-      std::copy(from, from + count, pieces.begin() + bucket.splits[r] / optim::kPiece);
-      from += count;
-    }
-  }
+  std::vector<const double*> from;
+  for (const at::Tensor& sum : sums) from.push_back(sum.const_data_ptr<double>());
+  for (const auto& segment : impl.segments)
+    for (int64_t piece = segment.first_piece(); piece < segment.last_piece(); ++piece)
+      pieces[piece] = *from[segment.rank]++;
   return std::sqrt(optim::tree_sum(pieces.data(), static_cast<int64_t>(pieces.size())));
 }
 

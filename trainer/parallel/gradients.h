@@ -31,8 +31,8 @@ class Reducer {
 
   // Parts of the flat index that this rank owns: (offset, length), ascending. At size 1 or with `gather`: everything.
   std::vector<std::pair<int64_t, int64_t>> owned() const;
-  // After finish(): the norm of the whole gradient, the same bits on every rank, for any number of ranks and with or
-  // without ZeRO-1.
+  // After finish(), collective: the norm of the whole gradient, the same bits on every rank, for any number of ranks,
+  // any cuts and with or without ZeRO-1. (With ZeRO-1 it may fill up to a piece of the gradient after an own chunk.)
   double norm();
   // ZeRO-1, after the update: every rank's own parts of `flat` (same flat index, any type) to all ranks. Nothing where
   // every rank owns everything.

@@ -13,6 +13,7 @@ namespace cairn::parallel {
 struct GroupPlace {
   c10::intrusive_ptr<c10d::Store> store;  // of this group alone (prefixed)
   int rank = 0, size = 1;
+  int local_rank = 0;   // on this machine; with NCCL the number of its GPU
   std::string address;  // of the store: the network interface that leads there is the one to bind to
   bool several_machines = false;
   std::chrono::milliseconds limit{};     // for connecting

@@ -9,9 +9,8 @@ class GroupPending : public Pending {
  public:
   struct Part {
     c10::intrusive_ptr<c10d::Work> work;
-    at::Tensor tensor;  // kept alive until the message is through
-    int rank;
-    const char* verb;
+    std::vector<at::Tensor> tensors;  // kept alive until the messages are through
+    std::string what;                 // "sending to rank 1"
   };
   GroupPending(std::vector<Part> parts, Watch& watch) : parts_(std::move(parts)), watch_(watch) {}
   ~GroupPending() override { watch_.forget(this); }
@@ -33,7 +32,7 @@ class GroupPending : public Pending {
       error.resize(std::min(error.size(), error.find('\n')));  // c10 appends a stack of C++ frames
     }
     watch_.forget(this);
-    if (!error.empty()) watch_.explain(fmt::format("{} rank {}: {}", current->verb, current->rank, error));
+    if (!error.empty()) watch_.explain(fmt::format("{}: {}", current->what, error));
   }
   void abort() override {
     for (Part& part : parts_) part.work->abort();
@@ -52,20 +51,32 @@ GroupTransport::GroupTransport(c10::intrusive_ptr<c10d::Backend> group, Watch& w
 std::unique_ptr<Pending> GroupTransport::post(const std::vector<Message>& sends, const std::vector<Message>& receives) {
   const int tag = static_cast<int>(posted_++ % 0x7FFFFFF0);
   std::vector<GroupPending::Part> parts;
-  int peer = -1;
+  std::string doing;
   try {
     const auto add = [&](const Message& message, bool send) {
       if (message.tensor.numel() == 0) return;
-      peer = message.rank;
+      doing = fmt::format("{} rank {}", send ? "sending to" : "receiving from", message.rank);
+      // Groups that run messages in the order of the calls take those of one exchange as one; else two ranks that both
+      // receive first would wait for one another.
+      if (parts.empty() && group_->supportsCoalescing()) group_->startCoalescing();
       std::vector<at::Tensor> tensors = {message.tensor};
-      parts.push_back({send ? group_->send(tensors, message.rank, tag) : group_->recv(tensors, message.rank, tag),
-                       message.tensor, message.rank, send ? "sending to" : "receiving from"});
+      auto work = send ? group_->send(tensors, message.rank, tag) : group_->recv(tensors, message.rank, tag);
+      parts.push_back({std::move(work), std::move(tensors), doing});
     };
     for (const auto& message : receives) add(message, false);
     for (const auto& message : sends) add(message, true);
+    if (!parts.empty() && group_->supportsCoalescing()) {
+      GroupPending::Part all{group_->endCoalescing(), {}, ""};
+      for (const auto& part : parts) {
+        all.tensors.push_back(part.tensors.front());
+        all.what += (all.what.empty() ? "" : ", ") + part.what;
+      }
+      parts.clear();
+      parts.push_back(std::move(all));
+    }
   } catch (const std::exception& e) {
     const std::string what = e.what();
-    watch_.explain(fmt::format("with rank {}: {}", peer, what.substr(0, what.find('\n'))));
+    watch_.explain(fmt::format("{}: {}", doing, what.substr(0, what.find('\n'))));
   }
   return std::make_unique<GroupPending>(std::move(parts), watch_);
 }

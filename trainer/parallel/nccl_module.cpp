@@ -3,6 +3,8 @@
 #ifndef USE_C10D_NCCL
 #define USE_C10D_NCCL
 #endif
+#include <c10/cuda/CUDAFunctions.h>
+
 #include <cstdlib>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
@@ -19,5 +21,10 @@ extern "C" __attribute__((visibility("default"))) c10::intrusive_ptr<c10d::Backe
   setenv("TORCH_NCCL_BLOCKING_WAIT", "1", 0);
   auto options = c10d::ProcessGroupNCCL::Options::create();
   options->timeout = place.patience;
-  return c10::make_intrusive<c10d::ProcessGroupNCCL>(place.store, place.rank, place.size, options);
+  // Connected now, while all ranks are here: in its first exchange a rank may have nothing to send.
+  const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(place.local_rank));
+  c10::cuda::set_device(device.index());  // of this thread, which may be one of its own
+  auto group = c10::make_intrusive<c10d::ProcessGroupNCCL>(place.store, place.rank, place.size, options);
+  group->eagerConnectSingleDevice(device);
+  return group;
 }

@@ -92,7 +92,7 @@ World::~World() {
   }
 }
 
-std::unique_ptr<Transport> World::transport(const std::string& name) {
+std::unique_ptr<Transport> World::transport(const std::string& name, at::Device device) {
   Impl& impl = *impl_;
   if (size == 1) {
     struct Alone : Transport {
@@ -106,12 +106,15 @@ std::unique_ptr<Transport> World::transport(const std::string& name) {
     };
     return std::make_unique<Alone>();
   }
+  const std::string backend = device.is_cuda() ? "nccl" : impl.options.backend;
+  check_backend(backend);
   if (impl.small) barrier();  // a rank that comes late is waited for here, where a lost one is found out
   GroupPlace place;
   // A name of its own for every group: addresses of an older one must not be met again.
   place.store = c10::make_intrusive<c10d::PrefixStore>(fmt::format("group/{}-{}", impl.groups++, name), impl.store);
   place.rank = rank;
   place.size = size;
+  place.local_rank = local_rank;
   place.address = impl.launch.address;
   place.several_machines = impl.launch.local_size < size;
   place.limit = impl.options.limit;
@@ -120,7 +123,7 @@ std::unique_ptr<Transport> World::transport(const std::string& name) {
   // rank is lost meanwhile that thread is left behind, in a process that is about to end.
   std::promise<c10::intrusive_ptr<c10d::Backend>> promise;
   auto future = promise.get_future();
-  std::thread([promise = std::move(promise), backend = impl.options.backend, place]() mutable {
+  std::thread([promise = std::move(promise), backend, place]() mutable {
     try {
       promise.set_value(make_group(backend, place));
     } catch (...) {
@@ -205,6 +208,10 @@ std::vector<double> World::sum_lanes(const std::vector<double>& lanes, int64_t c
     sums[c] = optim::tree_sum(column.data(), rows);
   }
   return sums;
+}
+
+void World::check() const {
+  if (impl_->watch) impl_->watch->check();
 }
 
 void World::leave(const std::string& error) {

@@ -36,7 +36,9 @@ class World {
 
   // A transport of its own for a thread of its own (its connections are apart from the others'); collective: every rank
   // asks in the same order.
-  std::unique_ptr<Transport> transport(const std::string& name);
+  // `device`: where the tensors of its messages lie; a GPU's go through NCCL, those of the CPU through the world's
+  // backend.
+  std::unique_ptr<Transport> transport(const std::string& name, at::Device device = at::kCPU);
 
   // ---- small exchanges; main thread; every rank calls them in the same order; identity at size 1 ----
   void barrier();
@@ -54,6 +56,9 @@ class World {
   // lanes of all ranks by the binary tree that joins the gradients. The same bits for any number of ranks. Local lanes:
   // a power of two, the same on every rank.
   std::vector<double> sum_lanes(const std::vector<double>& lanes, int64_t columns);
+
+  // Throws RankLost where a rank is known to be gone. From any thread, without waiting.
+  void check() const;
 
   // Ends this rank's part. `error` empty: waits until all ranks have finished (the host of the store goes last).
   // Otherwise tells the others why it stopped and returns at once. The destructor calls leave("stopped without a word")
