@@ -7,6 +7,7 @@
 #include <torch/headeronly/version.h>
 
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <fstream>
 #include <thread>
@@ -34,6 +35,8 @@ bool has_avx512() {
 }  // namespace
 
 void prepare_process() {
+  // A reader that goes away (`cairn train ... | head`) is an error of the write, not the end of the process.
+  std::signal(SIGPIPE, SIG_IGN);
   setenv("MKL_CBWR", has_avx512() ? "AVX512,STRICT" : "AVX2,STRICT", 0);
   // Activations come and go with every micro-batch: without this each would be mapped, faulted in and unmapped again.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);

@@ -8,7 +8,8 @@ namespace cairn {
 
 // Call first thing in main. Unless the user chose otherwise: MKL_CBWR = "AVX512,STRICT" or "AVX2,STRICT" (strict: the
 // bits of a product do not depend on the number of threads; 3 to 5% slower than MKL's default), a GNU allocator that
-// keeps freed blocks, and threads that sleep instead of spinning where ranks share cores.
+// keeps freed blocks, and threads that sleep instead of spinning where ranks share cores. SIGPIPE is ignored: a run
+// outlives the console that it was started on.
 void prepare_process();
 
 // 0: OMP_NUM_THREADS where set, else the processors of this machine divided by `local_ranks`.

@@ -1,11 +1,12 @@
 #include "trainer/setup.h"
 
 #include "models/families/family.h"
-#include "trainer/data/prepare.h"
+#include "trainer/data/trained_tokenizer.h"
 #include "trainer/model_io.h"
 #include "trainer/run_files.h"
 
 namespace cairn {
+namespace fs = std::filesystem;
 namespace {
 
 data::SourceOptions source_options(const config::SourceOptions& source) {
@@ -42,34 +43,57 @@ std::optional<int64_t> schedule_length(const config::Stage& stage, std::optional
 
 }  // namespace
 
-TokenizerPtr make_tokenizer(const config::RunConfig& config) {
+fs::path origin_folder(const config::RunConfig& config, const fs::path& run) {
+  if (!run.empty() && fs::is_directory(run / "checkpoints")) {
+    const auto stored = checkpoints::Store(run, checkpoints::Store::Mode::read).list();
+    // The weights are checked where they are loaded; what is read here has to be whole here.
+    const auto whole = [](const checkpoints::StoredStep& step) {
+      return std::none_of(step.manifest.files.begin(), step.manifest.files.end(), [&](const auto& file) {
+        return file.path.find('/') == std::string::npos && file.path.ends_with(".json") &&
+               checkpoints::digest_file(step.path / file.path).xxh3 != file.xxh3;
+      });
+    };
+    const auto newest = std::find_if(stored.rbegin(), stored.rend(), whole);
+    if (newest != stored.rend()) return newest->path;
+  }
+  const std::string& from = *config.model.from;
+  if (!fs::exists(fs::path(from) / "config.json")) {
+    config.fail("model.from",
+                fmt::format("found '{}', where no model is (no config.json), expected the weights that the run starts "
+                            "from{}",
+                            from, run.empty() ? "" : ": no checkpoint of it is stored, so it begins again"));
+  }
+  return from;
+}
+
+TokenizerPtr make_tokenizer(const config::RunConfig& config, const fs::path& run) {
+  config::require_paths(config);
   const auto& options = config.data.tokenizer;
   if (options.bytes) return data::Tokenizer::bytes();
   if (options.file) return data::Tokenizer::from_file(*options.file);
   if (options.train) {
-    const auto& sources = config.stages.at(0).data.train;
-    std::vector<std::string> texts;
-    for (const auto& source : sources) {
+    std::vector<data::SourceOptions> sources;
+    for (const auto& source : config.stages.at(0).data.train) {
       if (!source.shards.empty())
         config.fail(
             "data.tokenizer.train",
             fmt::format("source '{}' holds ids, not text: give the tokenizer that made them (data.tokenizer.file)",
                         source.name));
-      data::read_documents(source_options(source), config.data.validation_fraction, [&](std::string_view text) {
-        texts.emplace_back(text);
-        return true;
-      });
+      sources.push_back(source_options(source));
     }
-    return data::train_bpe({texts.begin(), texts.end()}, {.vocab_size = options.train->vocab_size});
+    return data::trained_tokenizer(sources, config.data.validation_fraction, {.vocab_size = options.train->vocab_size},
+                                   config.data.cache);
   }
-  if (config.model.from) return data::Tokenizer::from_file(model_folder(*config.model.from).string());
+  if (config.model.from) return data::Tokenizer::from_file(origin_folder(config, run).string());
   config.fail("data.tokenizer", "is missing: expected train, file or bytes");
 }
 
-models::DecoderConfig make_decoder_config(const config::RunConfig& config, const data::Tokenizer& tokenizer) {
+models::DecoderConfig make_decoder_config(const config::RunConfig& config, const data::Tokenizer& tokenizer,
+                                          const fs::path& run) {
   // The weights' own config.json may hold keys that only other programs read.
   const bool from = config.model.from.has_value();
-  config::Json section = from ? read_model_config(model_folder(*config.model.from).string()) : config.model.config;
+  const std::string origin = from ? origin_folder(config, run).string() : "";
+  config::Json section = from ? read_model_config(origin) : config.model.config;
   const bool has_vocabulary = section.contains("vocab_size") && !section.at("vocab_size").is_null();
   if (!has_vocabulary) section["vocab_size"] = tokenizer.vocab_size();
   if (tokenizer.eos_id() && !section.contains("eos_token_id")) section["eos_token_id"] = *tokenizer.eos_id();
@@ -92,14 +116,14 @@ models::DecoderConfig make_decoder_config(const config::RunConfig& config, const
     }
     return decoder;
   } catch (const models::ConfigError& error) {
-    if (from)
-      config.fail("model.from", fmt::format("{}/config.json: {}: {}", *config.model.from, error.key, error.what()));
+    if (from) config.fail("model.from", fmt::format("{}/config.json: {}: {}", origin, error.key, error.what()));
     config.fail("model." + error.key, error.what());
   }
 }
 
 std::unique_ptr<data::Dataset> make_dataset(const config::RunConfig& config, TokenizerPtr tokenizer,
                                             const data::ProgressCallback& progress) {
+  config::require_paths(config);
   std::vector<data::StageData> stages;
   for (const auto& stage : config.stages)
     stages.push_back({.data = data_options(stage.data),
@@ -139,6 +163,19 @@ void check_schedules(const config::RunConfig& config, std::optional<int64_t> las
   }
 }
 
+std::vector<std::string> doubtful_settings(const config::RunConfig& config, std::optional<int64_t> last) {
+  std::vector<std::string> lines;
+  std::vector<int64_t> beyond;
+  for (const int64_t step : config.checkpoints.at)
+    if (last && step > *last) beyond.push_back(step);
+  if (!beyond.empty()) {
+    lines.push_back(
+        fmt::format("{}: checkpoints.at: found {}, beyond the last step ({}): no checkpoint is stored there",
+                    config.locate("checkpoints.at").text(), fmt::join(beyond, ", "), *last));
+  }
+  return lines;
+}
+
 optim::OptimizerOptions optimizer_options(const config::Stage& stage) {
   const auto& from = stage.optim;
   optim::OptimizerOptions to = optim::defaults(from.name);
@@ -152,7 +189,7 @@ optim::OptimizerOptions optimizer_options(const config::Stage& stage) {
   to.ns_steps = from.ns_steps;
   to.adjust_lr_fn = from.adjust_lr_fn;
   to.adamw_lr_factor = from.adamw_lr ? *from.adamw_lr / from.lr : 1.0;
-  to.reference = stage.train.kernels == "reference";
+  to.reference = stage.train.kernels != "fast";
   return to;
 }
 
@@ -173,7 +210,8 @@ StepSettings step_settings(const config::RunConfig& config, const config::Stage&
           .dropout = config.model.dropout,
           .dropout_seed = config.seed.dropout,
           .products = product_type(stage.train.precision),
-          .reference = stage.train.kernels == "reference"};
+          .reference = stage.train.kernels == "reference",
+          .aten = stage.train.kernels == "aten"};
 }
 
 at::ScalarType weight_type(const std::string& precision) { return precision == "bf16" ? at::kBFloat16 : at::kFloat; }

@@ -1,6 +1,7 @@
 // From a RunConfig to what the loop works with: tokenizer, model, data, optimizer settings.
 #pragma once
 
+#include <filesystem>
 #include <memory>
 
 #include "models/decoder_config.h"
@@ -15,13 +16,19 @@ namespace cairn {
 
 using TokenizerPtr = std::shared_ptr<const data::Tokenizer>;
 
+// Where a run that starts from weights (model.from) finds shape and tokenizer of its model: in the newest checkpoint of
+// its own, where `run` has one, since a run needs the model that it came from for its start alone; else in that model's
+// folder. Throws config::ConfigError where that is not there.
+std::filesystem::path origin_folder(const config::RunConfig& config, const std::filesystem::path& run = {});
+
 // The tokenizer that `data.tokenizer` describes; one that is trained sees the training part of the first stage's
-// sources.
-TokenizerPtr make_tokenizer(const config::RunConfig& config);
+// sources and is kept in the cache of the data. `run`: the run's folder where it was started before.
+TokenizerPtr make_tokenizer(const config::RunConfig& config, const std::filesystem::path& run = {});
 
 // The decoder of the `model` section. vocab_size is the tokenizer's where the section has none. A mistake ends in
-// config::ConfigError with file, line and key.
-models::DecoderConfig make_decoder_config(const config::RunConfig& config, const data::Tokenizer& tokenizer);
+// config::ConfigError with file, line and key. `run` as above.
+models::DecoderConfig make_decoder_config(const config::RunConfig& config, const data::Tokenizer& tokenizer,
+                                          const std::filesystem::path& run = {});
 
 // The data of all stages, opened. `steps` of the last stage may be unknown (-1).
 std::unique_ptr<data::Dataset> make_dataset(const config::RunConfig& config, TokenizerPtr tokenizer,
@@ -32,6 +39,9 @@ std::optional<int64_t> last_step(const config::RunConfig& config, const data::Da
 
 // Checks what hangs on the length of the run (warm-up and decay fit); throws config::ConfigError.
 void check_schedules(const config::RunConfig& config, std::optional<int64_t> last);
+
+// What is allowed and probably not meant: a line each, to be said at the start. `last`: the run's last step.
+std::vector<std::string> doubtful_settings(const config::RunConfig& config, std::optional<int64_t> last);
 
 optim::OptimizerOptions optimizer_options(const config::Stage& stage);
 // Learning rate of step n of the run.

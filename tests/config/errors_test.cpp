@@ -77,6 +77,36 @@ TEST_F(ErrorsTest, TypesAndRanges) {
     EXPECT_EQ(error_of(minimal(), {assignment}), "command line: " + message) << assignment;
 }
 
+TEST_F(ErrorsTest, PathsThatLeadNowhere) {
+  const auto message = [&](const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+    const RunConfig config = config_of(yaml, overrides);  // load() takes absolute paths as they are
+    try {
+      require_paths(config);
+    } catch (const ConfigError& error) {
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_EQ(message(minimal()), "no error");
+  EXPECT_EQ(message(minimal(), {"data.train.0.text=foldoc"}), "no error");
+  EXPECT_EQ(message("model: {model_type: llama}\ndata:\n  train:\n    - {text: /nowhere/a.txt}\n"
+                    "  tokenizer: {bytes: true}\ntrain: {steps: 3}\n"),
+            path("run.yaml") +
+                ":4: data.train.0.text: found '/nowhere/a.txt', where there is nothing, expected what it "
+                "names to be there");
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"data.train.0.jsonl=/nowhere/x", "data.train.0.jsonl"},
+      {"data.train.0.shards=/nowhere/x", "data.train.0.shards"},
+      {"data.validation=[{text: /nowhere/x}]", "data.validation.0.text"},
+      {"data.tokenizer.file=/nowhere/x", "data.tokenizer.file"}};
+  for (const auto& [assignment, key] : cases)
+    EXPECT_TRUE(message(minimal(), {assignment}).starts_with("command line: " + key + ": found '/nowhere/x'"))
+        << message(minimal(), {assignment});
+  EXPECT_TRUE(message("model: {model_type: llama}\ndata: {train: [{text: corpus.txt}], tokenizer: {bytes: true}}\n"
+                      "stages:\n- {steps: 1}\n- steps: 1\n  data: {train: [{text: /nowhere/b}]}\n")
+                  .starts_with(path("run.yaml") + ":6: stages.1.data.train.0.text: found '/nowhere/b'"));
+}
+
 TEST_F(ErrorsTest, CombinationsThatMakeNoSense) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{"train.lanes=3"},

@@ -205,6 +205,22 @@ checkpoints: {at: [1, 2], keep: {every: 5}}
   EXPECT_EQ(load("run.yaml", {"optim.lr=0.5"}).optim.lr, 0.5);
 }
 
+TEST_F(LoadTest, AlternativesThatAreNotChosenExcludeNothing) {
+  const std::string file = "data.tokenizer.file=" + write("tokenizer.json", "{}");
+  EXPECT_EQ(config_of(minimal(), {file, "data.tokenizer.bytes=false"}).data.tokenizer.file, path("tokenizer.json"));
+  EXPECT_EQ(config_of(minimal(), {file, "data.tokenizer.train=null"}).data.tokenizer.file, path("tokenizer.json"));
+  EXPECT_EQ(config_of(minimal(), {"data.train.0.jsonl="}).data.train[0].text, path("corpus.txt"));
+  EXPECT_FALSE(config_of(minimal(), {"data.tokenizer.bytes=true", file}).data.tokenizer.bytes);
+  // run.yaml writes every alternative; another one laid over it is chosen all the same.
+  write("all.yaml", to_yaml(config_of(minimal(), {file})));
+  const RunConfig bytes = config_of("base: all.yaml\ndata: {tokenizer: {bytes: true}}\n");
+  EXPECT_TRUE(bytes.data.tokenizer.bytes);
+  EXPECT_FALSE(bytes.data.tokenizer.file);
+  const auto shards = load(path("all.yaml"), {"data.train.0.shards=" + path("corpus.txt")}).data.train[0];
+  EXPECT_EQ(shards.shards, path("corpus.txt"));
+  EXPECT_EQ(shards.text, "");
+}
+
 TEST_F(LoadTest, ConfigurationsThatComeWithTheProject) {
   const fs::path configs = fs::path(CAIRN_SOURCE_DIR) / "configs";
   const auto quickstart = load(configs / "pretrain/quickstart.yaml");
@@ -219,10 +235,15 @@ TEST_F(LoadTest, ConfigurationsThatComeWithTheProject) {
 
 TEST_F(LoadTest, DescribesEveryKey) {
   const std::string keys = describe();
-  EXPECT_NE(keys.find("optim.lr = 0.001: peak learning rate (a number above 0)\n"), std::string::npos) << keys;
-  EXPECT_NE(keys.find("train.threads = auto: processor threads (an integer of at least 1 and at most 4096 or auto)\n"),
-            std::string::npos);
-  EXPECT_NE(keys.find("data.train.0.weight = 1.0"), std::string::npos);
+  EXPECT_NE(keys.find("\n  optim.lr=0.001                            peak learning rate (a number above 0)\n"),
+            std::string::npos)
+      << keys;
+  EXPECT_NE(
+      keys.find("train.threads=auto                        processor threads (an integer of at least 1 and at most "
+                "4096 or auto)\n"),
+      std::string::npos);
+  EXPECT_NE(keys.find("\n\noptim                                       how weights move\n"), std::string::npos);
+  EXPECT_NE(keys.find("data.train.0.weight=1.0"), std::string::npos);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "trainer/data/cache.h"
 #include "trainer/data/documents.h"
 #include "trainer/data/foreign_shards.h"
+#include "trainer/data/prepare.h"
 
 namespace cairn::data {
 namespace {
@@ -32,6 +33,21 @@ std::vector<std::vector<int32_t>> documents_of(const TokenStore& store) {
   return out;
 }
 using Documents = std::vector<std::vector<int32_t>>;
+
+TEST(ShardFolders, AFolderOfPreparedSourcesStandsForAllOfThem) {
+  const Folder folder;
+  folder.write("b.txt", "two");
+  folder.write("a.txt", "one");
+  const std::string out = folder / "out", cache = folder / "cache";
+  prepare({text_source(folder / "b.txt"), text_source(folder / "a.txt")}, byte_encoding(), out);
+  const auto all = open_source(shard_source(out), byte_encoding(), cache, 1, {}).tokens;
+  EXPECT_EQ(documents_of(*all), (Documents{{'o', 'n', 'e', 256}, {'t', 'w', 'o', 256}}));  // by name
+  const auto open = [&] { open_source(shard_source(out), byte_encoding(), cache, 1, {}); };
+  std::filesystem::create_directories(folder / "out/c");
+  expect_error(open, {"out/c is no finished shard", "out/a", "a source of its own"});
+  for (const char* shard : {"out/a", "out/b"}) std::filesystem::remove_all(folder / shard);
+  expect_error(open, {"out: the folder holds no index.json, nor does a folder in it"});
+}
 
 template <class T>
 std::string npy(const std::string& descr, const std::string& shape, const std::vector<T>& values, int major = 1,

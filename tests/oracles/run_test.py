@@ -39,7 +39,7 @@ def test_journal_and_layout():
         assert all(c["digest"] == digests(run)[c["step"]] for c in log["checkpoints"])
         for name in ("run.yaml", "build.json", "tensorboard"):
             assert os.path.exists(os.path.join(run, name)), name
-        assert json.loads(cairn("verify", run, "--json").stdout)["ok"]
+        assert json.loads(cairn("verify", run, "--json").stdout)["verified"]
 
 
 def test_run_yaml_gives_the_same_run():
@@ -86,7 +86,7 @@ def test_resume_after_sigkill():
             shutil.rmtree(broken)  # done before it was killed often enough: once more
         assert kills >= 30, kills
         assert digests(broken) == expected
-        assert json.loads(cairn("verify", broken, "--json").stdout)["ok"]
+        assert json.loads(cairn("verify", broken, "--json").stdout)["verified"]
 
 
 def test_sigterm_commits_and_exits_0():

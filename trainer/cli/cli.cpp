@@ -1,5 +1,8 @@
 #include "trainer/cli/cli.h"
 
+#include <poll.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <iostream>
 
@@ -14,11 +17,12 @@ struct Entry {
   const char* name;
   const char* help;
   Verb verb;
+  bool outlives_console = false;  // what it does counts, whether anybody reads what it says or not
 };
 
 constexpr Entry kVerbs[] = {
-    {"train", "start a run from a YAML file", train_verb},
-    {"resume", "go on from the last committed step of a run", resume_verb},
+    {"train", "start a run from a YAML file", train_verb, true},
+    {"resume", "go on from the last committed step of a run", resume_verb, true},
     {"log", "the time line of a run", log_verb},
     {"verify", "check digests and formats of a run, a checkpoint or a model", verify_verb},
     {"eval", "how well a model predicts a text or given ids", eval_verb},
@@ -36,6 +40,16 @@ int fail(int status, std::string message) {
     message.resize(std::min(message.size(), message.find(trace)));
   std::fprintf(stderr, "cairn: %s\n", message.c_str());
   return status;
+}
+
+// Whoever read the standard output is gone (`| head`).
+bool reader_gone() {
+  pollfd out{.fd = STDOUT_FILENO, .events = POLLOUT, .revents = 0};
+  return ::poll(&out, 1, 0) == 1 && (out.revents & (POLLERR | POLLHUP));
+}
+
+const Entry& entry_of(const std::string& name) {
+  return *std::find_if(std::begin(kVerbs), std::end(kVerbs), [&](const Entry& entry) { return name == entry.name; });
 }
 
 }  // namespace
@@ -56,12 +70,13 @@ int run(int argc, char** argv) {
     const int code = app.exit(error);
     return code == 0 ? 0 : 2;
   }
+  const std::string name = app.get_subcommands().front()->get_name();
+  const auto printed = [] { return std::fflush(stdout) == 0 && !std::ferror(stdout) && std::cout; };
   try {
-    const int status = actions.at(app.get_subcommands().front()->get_name())();
+    const int status = actions.at(name)();
     std::cout.flush();
-    if (std::fflush(stdout) != 0 || std::ferror(stdout) || !std::cout)
-      return fail(1, "the standard output cannot be written: what was to be printed is lost");
-    return status;
+    if (printed() || (reader_gone() && entry_of(name).outlives_console)) return status;
+    return reader_gone() ? 1 : fail(1, "the standard output cannot be written: what was to be printed is lost");
   } catch (const UsageError& error) {
     return fail(2, error.what());
   } catch (const config::ConfigError& error) {
@@ -73,6 +88,7 @@ int run(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     return fail(1, "out of memory");
   } catch (const std::exception& error) {
+    if (!printed() && reader_gone()) return 1;  // fmt::print throws where nobody reads
     return fail(1, error.what());
   }
 }

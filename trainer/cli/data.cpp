@@ -59,7 +59,7 @@ OpenRun open_run(const std::string& run) {
   if (!std::filesystem::exists(std::filesystem::path(run) / "run.yaml"))
     throw UsageError(fmt::format("{}: no run here (no run.yaml)", run));
   const config::RunConfig config = config::load(std::filesystem::path(run) / "run.yaml");
-  OpenRun open{.data = make_dataset(config, make_tokenizer(config), {})};
+  OpenRun open{.data = make_dataset(config, make_tokenizer(config, run), {})};
   check_sources(run, *open.data);
   open.last = last_step(config, *open.data);
   return open;

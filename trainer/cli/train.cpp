@@ -4,10 +4,11 @@
 #include <ctime>
 #include <filesystem>
 
+#include "trainer/address.h"
 #include "trainer/cli/cli.h"
+#include "trainer/config/describe.h"
 #include "trainer/console.h"
 #include "trainer/environment.h"
-#include "trainer/run_files.h"
 
 namespace cairn::cli {
 namespace {
@@ -26,6 +27,25 @@ void print_report(const TrainReport& report, const std::string& run) {
   const nlohmann::ordered_json json{
       {"run", run}, {"step", report.step}, {"loss", report.loss}, {"stopped_by", report.stopped_by}};
   std::printf("%s\n", json.dump().c_str());
+}
+
+// Every key of a run file.
+int print_keys(bool json) {
+  if (!json) {
+    fmt::print("{}", config::describe());
+    return 0;
+  }
+  auto keys = nlohmann::ordered_json::array();
+  for (const auto& key : config::key_descriptions())
+    keys.push_back({{"key", key.key}, {"default", key.standard}, {"allowed", key.allowed}, {"doc", key.doc}});
+  fmt::print("{}\n", keys.dump());
+  return 0;
+}
+
+// RUN and RUN@last move on with that run: run.yaml names the folder that they mean now.
+void name_origin(config::RunConfig& config) {
+  if (config.model.from)
+    config.model.from = fs::absolute(locate(*config.model.from).folder).lexically_normal().string();
 }
 
 // A run that stopped because of what it computed has failed; one that was asked to stop has not.
@@ -57,20 +77,19 @@ Action train_verb(CLI::App& command) {
     bool dry_run = false, json = false, keys = false;
   };
   auto o = std::make_shared<Options>();
-  command.add_option("config", o->config, "run file (YAML), and after it settings as key=value")->required();
-  command.add_option("overrides", o->overrides, "optim.lr=1e-3 train.steps=100 ...");
+  command.add_option("config", o->config, "run file (YAML)");
+  command.add_option("overrides", o->overrides, "settings laid over it: optim.lr=1e-3 train.steps=100 ...");
   command.add_option("--run", o->run, "the run's folder (default: runs/NAME-TIME)");
   command.add_flag("--dry-run", o->dry_run, "print parameters, memory, disk and time, and stop");
+  command.add_flag("--keys", o->keys, "print every key of a run file with default, meaning and range, and stop");
   command.add_flag("--json", o->json, "one line of JSON at the end instead of progress");
-  command.footer(
-      "Every key of a run file: cairn train --dry-run FILE writes none; see run.yaml of any run for all keys with "
-      "their values.");
+  command.footer("Keys of a run file: cairn train --keys. A run's own run.yaml has all of them with their values.");
   return [o] {
+    if (o->keys) return print_keys(o->json);
+    if (o->config.empty()) throw UsageError("train: no run file is named: cairn train FILE.yaml [key=value ...]");
     config::RunConfig config = config::load(o->config, o->overrides);
-    // RUN and RUN@last move on with that run: run.yaml names the folder that they mean now.
-    if (config.model.from)
-      config.model.from = fs::absolute(model_folder(*config.model.from)).lexically_normal().string();
     if (o->dry_run) {
+      name_origin(config);
       set_threads(config.train.threads);
       const auto report = dry_run(config);
       if (o->json) {
@@ -94,6 +113,8 @@ Action train_verb(CLI::App& command) {
     return as_rank(config.train.threads, [&](parallel::World& world) {
       // Every rank needs the same folder; the first one names it.
       const std::string run = world.broadcast(o->run.empty() ? default_run(o->config) : o->run);
+      if (world.is_first()) name_origin(config);
+      if (config.model.from) config.model.from = world.broadcast(*config.model.from);
       const TrainReport report = start_run(config, run, world, o->json);
       if (o->json && world.is_first()) print_report(report, run);
       return status_of(report);

@@ -114,10 +114,15 @@ const std::vector<std::string>& all_keys() {
 }
 
 std::string describe() {
+  constexpr int kColumn = 42;
   std::string out;
-  for (const auto& [key, standard, allowed, doc] : key_descriptions())
-    out += allowed.empty() ? fmt::format("{}: {}\n", key, doc)
-                           : fmt::format("{} = {}: {} ({})\n", key, standard, doc, allowed);
+  for (const auto& [key, standard, allowed, doc] : key_descriptions()) {
+    const bool top = key.find('.') == std::string::npos, section = allowed.empty();
+    const std::string setting = section ? key : fmt::format("{}={}", key, standard);
+    if (top && section && !out.empty()) out += "\n";
+    out += fmt::format("{:<{}}  {}{}\n", (top ? "" : "  ") + setting, kColumn, doc,
+                       section ? "" : fmt::format(" ({})", allowed));
+  }
   return out;
 }
 

@@ -117,6 +117,27 @@ void resolve_paths(const RunConfig& config, const std::string& prefix, DataOptio
   if (!data.cache.empty()) data.cache = fs::absolute(data.cache).lexically_normal().string();
 }
 
+void require_paths(const RunConfig& config) {
+  const auto require = [&](const std::string& prefix, const std::string& key, const std::string& path) {
+    if (path.empty() || kKnownText.contains(path) || is_there(path)) return;
+    config.fail(key_in_stage(config, prefix, key),
+                fmt::format("found '{}', where there is nothing, expected what it names to be there", path));
+  };
+  for (std::size_t i = 0; i < config.stages.size(); ++i) {
+    const std::string prefix = config.staged ? fmt::format("stages.{}.", i) : "";
+    for (const bool train : {true, false}) {
+      const auto& sources = train ? config.stages[i].data.train : config.stages[i].data.validation;
+      for (std::size_t s = 0; s < sources.size(); ++s) {
+        const std::string key = fmt::format("data.{}.{}.", train ? "train" : "validation", s);
+        require(prefix, key + "text", sources[s].text);
+        require(prefix, key + "jsonl", sources[s].jsonl);
+        require(prefix, key + "shards", sources[s].shards);
+      }
+    }
+  }
+  require("", "data.tokenizer.file", config.data.tokenizer.file.value_or(""));
+}
+
 void resolve_model_address(RunConfig& config) {
   if (!config.model.from) return;
   std::string& address = *config.model.from;

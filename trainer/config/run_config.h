@@ -69,11 +69,15 @@ RunConfig load(const std::filesystem::path& file, const std::vector<std::string>
 // The same from a string; `name` stands for the file in messages and for its folder in relative paths.
 RunConfig parse(const std::string& yaml, const std::string& name, const std::vector<std::string>& overrides = {});
 
+// Throws ConfigError "FILE:LINE: KEY: found ..., where there is nothing" for a text, shards or a tokenizer that is not
+// there. load() takes absolute paths as they are, so that a run whose data have gone can still be looked at.
+void require_paths(const RunConfig& config);
+
 // Every setting, defaults too: what run.yaml holds. load() of it gives an equal RunConfig from any folder.
 std::string to_yaml(const RunConfig& config);
 Json to_json(const RunConfig& config);
 
-// All keys, one line each: name, default, what is allowed, what it means.
+// All keys as a person reads them, one line each: name, default, what it means, what is allowed.
 std::string describe();
 
 }  // namespace cairn::config

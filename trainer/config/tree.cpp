@@ -55,6 +55,11 @@ struct Alternatives {
 };
 const Alternatives kAlternatives[] = {{"", {"text", "jsonl", "shards"}}, {"tokenizer", {"train", "file", "bytes"}}};
 
+// Whether a value chooses its key among alternatives: run.yaml writes out the others as null, false or "".
+bool chosen(const Tree& value) {
+  return !value.is_null() && !(value.is_scalar() && (value.scalar.empty() || value.scalar == "false"));
+}
+
 // Where `key` is about to be set in section `name`, the keys that it excludes go.
 void drop_alternatives(Tree& tree, std::string_view name, std::string_view key) {
   for (const auto& [section, keys] : kAlternatives) {
@@ -72,7 +77,7 @@ void merge_named(Tree& base, const Tree& over, std::string_view name) {
   }
   // All that `over` excludes goes first: where `over` itself names two of them, both stay and the check refuses them.
   for (const auto& entry : over.entries)
-    if (!base.find(entry.key)) drop_alternatives(base, name, entry.key);
+    if (chosen(entry.value)) drop_alternatives(base, name, entry.key);
   for (const auto& entry : over.entries) {
     if (auto* mine = base.find(entry.key)) {
       mine->where = entry.where;
@@ -261,7 +266,7 @@ void apply_override(Tree& tree, const std::string& assignment) {
         at->kind = Tree::Kind::map;
         at->scalar.clear();
       }
-      if (!at->find(name)) drop_alternatives(*at, parent, name);
+      if (dot != std::string_view::npos || chosen(value)) drop_alternatives(*at, parent, name);
       auto* entry = at->find(name);
       if (!entry) {
         at->insert(std::string(name), {});

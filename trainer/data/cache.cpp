@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdlib>
@@ -46,10 +47,36 @@ TokenPart open_cairn_part(const std::string& folder, const SourceOptions& source
   return {shard.ids, shard.documents ? *shard.documents : scanned.documents, scanned.facts};
 }
 
+// A folder that holds prepared sources (`cairn data prepare A B --out FOLDER`) stands for all of them, by name; any
+// other path or glob for what it names.
+std::vector<std::string> shard_paths(const std::string& given) {
+  if (!fs::is_directory(given) || is_shard(given)) return list_paths(given);
+  std::vector<std::string> shards, others;
+  for (const auto& entry : fs::directory_iterator(given)) {
+    if (!entry.is_directory() || entry.path().filename().native().starts_with('.')) continue;
+    (is_shard(entry.path().native()) ? shards : others).push_back(entry.path().native());
+  }
+  std::sort(shards.begin(), shards.end());
+  std::sort(others.begin(), others.end());
+  if (shards.empty()) {
+    throw std::runtime_error(
+        fmt::format("{}: the folder holds no index.json, nor does a folder in it: it is no finished shard; token "
+                    "files of other programs are named by a glob ({}/*.npy)",
+                    given, given));
+  }
+  if (!others.empty()) {
+    throw std::runtime_error(
+        fmt::format("{}: {} is no finished shard (no index.json), though {} and others beside it are: remove it, or "
+                    "name the shards one by one (each a source of its own)",
+                    given, others.front(), shards.front()));
+  }
+  return shards;
+}
+
 std::shared_ptr<const TokenStore> open_shards(const SourceOptions& source, const Encoding& encoding,
                                               const std::string& cache, const ProgressCallback& progress) {
   std::vector<TokenPart> parts;
-  for (const auto& path : list_paths(source.shards)) {
+  for (const auto& path : shard_paths(source.shards)) {
     if (is_shard(path)) {
       parts.push_back(open_cairn_part(path, source, encoding, cache, progress));
       continue;

@@ -2,6 +2,7 @@
 //   files/KEY.json    KEY of path, size, time of the raw files -> digest of their bytes, so that a start hashes nothing
 //   again tokens/KEY/       a shard (shard.h); KEY of that digest, the tokenizer's, and what documents depend on
 //   (field, separator) scans/KEY/        what one pass over a foreign token file found (scan.h)
+//   tokenizers/KEY/   a tokenizer that was trained here (trained_tokenizer.h)
 // Entries appear whole; a lock makes processes that want the same entry wait for the one that makes it. A folder that
 // is deleted is made again. NOTE: a raw file that changes and keeps path, size and time goes unnoticed until
 // Dataset::verify.

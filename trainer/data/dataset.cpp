@@ -78,8 +78,12 @@ struct Dataset::Impl {
     source->options = std::move(options);
     const auto& tokens = *source->opened.tokens;
     tokens.check_vocabulary(encoding.vocab_size);
-    source->info = {name, path_of(source->options),   tokens.digest(), tokens.tokens(), tokens.documents(), 0,
-                    0,    source->opened.files_digest};
+    source->info = {.name = name,
+                    .path = path_of(source->options),
+                    .digest = tokens.digest(),
+                    .tokens = tokens.tokens(),
+                    .documents = tokens.documents(),
+                    .files_digest = source->opened.files_digest};
     sources.push_back(std::move(source));
     return *sources.back();
   }
@@ -173,7 +177,8 @@ struct Dataset::Impl {
           throw std::invalid_argument(
               fmt::format("two validation sets are called '{}'; give one of them another `name`", options.name));
         }
-        const auto& source = add_source(options, stage.data, options.name, progress);
+        auto& source = add_source(options, stage.data, options.name, progress);
+        source.info.validation = true;
         auto view = std::make_unique<TokenView>(source.opened.tokens, Side::all, 0);
         add_set({options.name, options, static_cast<int32_t>(sources.size() - 1), std::move(view)});
       }

@@ -16,9 +16,10 @@ struct SourceOptions {
   std::string separator;  // splits a text file into documents; unset: "<|endoftext|>", else a file is one document
   std::string jsonl;      // likewise, of files with one JSON object a line (.jsonl, .gz, .zst)
   std::string field = "text";  // the string of a line that is the document
-  std::string shards;  // Cairn shards (a folder with index.json), .npy, Megatron .bin/.idx (the prefix or either file),
-                       // headerless memmaps as OLMo's (dtype set); or a glob of one of these
-  std::string dtype;   // of a headerless memmap: uint8, uint16, uint32, int32, int64
+  std::string
+      shards;  // Cairn shards (a folder with index.json, or a folder of such folders), .npy, Megatron .bin/.idx (the
+               // prefix or either file), headerless memmaps as OLMo's (dtype set); or a glob of one of these
+  std::string dtype;    // of a headerless memmap: uint8, uint16, uint32, int32, int64
   double weight = 1.0;  // share of the draws, after division by the sum over the sources
 };
 
