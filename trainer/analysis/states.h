@@ -34,7 +34,6 @@ struct StateInfo {
   std::string address;           // as the user would write it
   int64_t step = 0;              // of the run or series; its number in the set where there are no steps
   std::filesystem::path folder;  // in the Hugging Face layout; empty: only the trajectory has it
-  std::string key;               // of the weights' bytes and config.json; empty: not known, so nothing is cached
 };
 
 // The floating tensors of one state.
@@ -63,6 +62,7 @@ class States {
   // states are of one run that has one. Throws std::invalid_argument for an empty set or a step given twice,
   // std::runtime_error for states whose tensors differ in name or shape (all are compared with the first).
   States(std::vector<Located> located, Settings settings, bool trajectory);
+  States(const States&);  // shares what is opened on demand
   ~States();
 
   size_t size() const { return states_.size(); }
@@ -75,6 +75,9 @@ class States {
   std::optional<checkpoints::DType> common_dtype() const { return common_; }
 
   // What follows may be called on any thread.
+  // Digest of the state's weights and config.json, from manifests where there are any; empty: not known, so nothing
+  // that uses the state is cached.
+  std::string key(size_t i) const;
   std::unique_ptr<Weights> weights(size_t i) const;
   std::unique_ptr<models::Decoder> model(size_t i) const;  // float32, on the CPU
   // The tokenizer of the first state that has a folder.
@@ -89,7 +92,7 @@ class States {
 
  private:
   struct Shared;
-  States() = default;
+  States();
 
   std::vector<StateInfo> states_;
   Settings settings_;
