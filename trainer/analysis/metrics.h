@@ -16,5 +16,6 @@ Metric averaged_metric();
 Metric learning_metric();
 Metric memorised_metric();
 Metric experts_metric();
+Metric cka_metric();
 
 }  // namespace cairn::analysis

@@ -66,7 +66,8 @@ class Hessian : public Probe {
 
   void before(State& state, const StepData& data, const StepSettings& settings, ProbeResults& results) override {
     models::Decoder& copy = refresh(copy_, state.model(), at::kFloat);
-    if (!start_.defined()) start_ = start_vector(copy.parameters().flat().numel(), seed_);
+    if (!start_.defined())
+      start_ = start_vector(copy.parameters().flat().numel(), seed_).to(copy.parameters().flat().device());
     at::Tensor v = start_;
     double eigenvalue = 0;
     int64_t iterations = 0;
@@ -97,7 +98,7 @@ class Hessian : public Probe {
     for_pieces(data, plain, settings.batch, settings.micro_batch, [&](const ModelInput& input) {
       const at::Tensor loss = twin_loss(model, input, 1 / static_cast<double>(data.targets));
       const auto gradients = torch::autograd::grad({loss}, leaves, {}, true, true, true);
-      at::Tensor along = at::zeros({}, at::kFloat);
+      at::Tensor along = at::zeros({}, v.options());
       for (size_t i = 0, offset = 0; i < leaves.size(); offset += leaves[i++].numel()) {
         if (gradients[i].defined() && gradients[i].requires_grad())
           along = along + (gradients[i] * v.narrow(0, offset, leaves[i].numel()).view(leaves[i].sizes())).sum();

@@ -36,7 +36,7 @@ std::vector<NamedWeights> named_weights(const models::Decoder& model) {
 double squared_norm(const at::Tensor& flat, const NamedWeights& weights) {
   double sum = 0;
   for (const auto& [offset, length] : weights.stretches) {
-    const at::Tensor part = flat.narrow(0, offset, length).to(at::kFloat);
+    const at::Tensor part = flat.narrow(0, offset, length).to(at::kFloat).cpu();
     std::vector<double> pieces(optim::piece_count(length));
     optim::squared_norm_pieces(part, pieces.data());
     sum += optim::tree_sum(pieces.data(), pieces.size());
@@ -56,7 +56,7 @@ double dot(const at::Tensor& a, const at::Tensor& b, const NamedWeights& weights
 
 models::Decoder& refresh(std::unique_ptr<models::Decoder>& copy, const models::Decoder& model, at::ScalarType dtype) {
   const at::NoGradGuard no_grad;
-  if (!copy) copy = std::make_unique<models::Decoder>(model.config(), dtype);
+  if (!copy) copy = std::make_unique<models::Decoder>(model.config(), dtype, model.parameters().flat().device());
   copy->parameters().flat().copy_(model.parameters().flat());
   return *copy;
 }
