@@ -54,7 +54,8 @@ std::optional<Fault> check_contents(const fs::path& folder, const Format& format
     hdf5::check(H5Pget_chunk(list, static_cast<int>(chunk.size()), chunk.data()), file, name, "read the chunk shape");
     hsize_t wanted = 1, found = 0;
     for (size_t d = 0; d < shape.size(); ++d) wanted *= (shape[d] + chunk[d] - 1) / chunk[d];
-    hdf5::check(H5Dget_num_chunks(set, H5S_ALL, &found), file, name, "count the chunks");
+    const Handle space(H5Dget_space(set), [](Id id) { return static_cast<int>(H5Sclose(id)); });
+    hdf5::check(H5Dget_num_chunks(set, space, &found), file, name, "count the chunks");
     if (found != wanted) return malformed(fmt::format("{}: {} chunks", name, wanted), std::to_string(found));
   }
   return std::nullopt;
