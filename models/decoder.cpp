@@ -1,6 +1,7 @@
 #include "models/decoder.h"
 
 #include "models/kernels/aten/cross_entropy.h"
+#include "models/kernels/aten/upload.h"
 #include "models/kernels/available.h"
 #include "models/kernels/linear.h"
 #include "models/kernels/ref/cross_entropy.h"
@@ -78,6 +79,17 @@ struct BoundaryFunction : torch::autograd::Function<BoundaryFunction> {
 at::Tensor boundary(const at::Tensor& x, const Pass& pass, int64_t block, bool entering_backward) {
   if (pass.seams == &Seams::none() || !x.requires_grad()) return x;
   return BoundaryFunction::apply(x, reinterpret_cast<int64_t>(pass.seams), block, entering_backward);
+}
+
+// A GPU would not say which one.
+void check_ids(const at::Tensor& ids, int64_t vocabulary) {
+  const at::Tensor plain = ids.contiguous();
+  const int32_t* id = plain.const_data_ptr<int32_t>();
+  for (int64_t n = 0; n < plain.numel(); ++n) {
+    if (id[n] < 0 || id[n] >= vocabulary)
+      throw std::invalid_argument(
+          fmt::format("[embedding] ids[{}] is {}, outside the vocabulary of {}", n, id[n], vocabulary));
+  }
 }
 
 }  // namespace
@@ -168,6 +180,14 @@ Block::Stream Decoder::run_block(size_t index, const Block::Stream& in, const Pa
 }
 
 at::Tensor Decoder::hidden(const at::Tensor& ids, const Pass& pass) const {
+  // Inputs may lie on the CPU whatever the model's device: they go there without waiting for it.
+  if (const at::Device device = embed_tokens_.device(); ids.is_cpu() && !device.is_cpu()) {
+    check_ids(ids, config_.vocab_size);
+    Pass there = pass;
+    there.positions = kernels::aten::upload(pass.positions, device);
+    there.segments = kernels::aten::upload(pass.segments, device);
+    return hidden(kernels::aten::upload(ids, device), there);
+  }
   const Seams& seams = *pass.seams;
   seams.before_forward(-1);
   at::Tensor x =

@@ -89,7 +89,8 @@ CheckpointShare checkpoint_share(State& state, uint64_t shard_bytes) {
   }
   const size_t first = share.tensors.size();
   const auto add = [&](const StateTensor& t) {
-    share.tensors.push_back({view_of(t.name, t.tensor), t.first_index, t.shape});
+    share.model.owners.push_back(t.tensor.cpu());  // itself, unless it lies on a GPU
+    share.tensors.push_back({view_of(t.name, share.model.owners.back()), t.first_index, t.shape});
   };
   for (const StateTensor* t : own) add(*t);
   for (size_t i = common_cuts[me]; i < common_cuts[me + 1]; ++i) add(*shared[i]);

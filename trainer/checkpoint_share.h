@@ -18,7 +18,7 @@ struct CheckpointShare {
   };
   std::vector<checkpoints::TensorPiece> tensors;
   std::vector<File> files;
-  DiskModel model;  // what the views look into
+  DiskModel model;  // what the views look into, moments and averages among its owners
 };
 
 // This rank's share. What every rank holds is shared out: the weights (one file, model.safetensors, where they are no

@@ -42,6 +42,7 @@ Evaluation evaluate_set(const models::Decoder& model, const data::Dataset& data,
     ModelInput input = model_input(batch);
     input.pass.products = like.products;
     input.pass.reference = like.reference;
+    input.pass.aten = like.aten;
     sum += model.loss(input.ids, input.targets, input.pass, 1.0, 0, false).nll;
     result.tokens += batch.target_count();
     if (tokenizer) bytes += target_bytes(batch, *tokenizer);
@@ -93,7 +94,7 @@ std::vector<float> log_probabilities(const models::Decoder& model, const std::ve
   }
   ModelInput input = model_input(window(ids, 0, length, 1));
   const at::Tensor nll =
-      model.loss(input.ids, input.targets, input.pass, 1.0, 0, false).row_nll.to(at::kFloat).contiguous();
+      model.loss(input.ids, input.targets, input.pass, 1.0, 0, false).row_nll.cpu().to(at::kFloat).contiguous();
   std::vector<float> result(length);
   for (int64_t i = 0; i < length; ++i) result[i] = -nll.data_ptr<float>()[i];
   return result;

@@ -172,7 +172,7 @@ Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOpti
     models::Pass pass{.batch = 1, .length = rows, .positions = positions};
     pass.cache = &cache;
     const at::Tensor hidden = model_.hidden(ids, pass);
-    const at::Tensor logits = model_.logits(hidden.narrow(0, rows - 1, 1), pass).to(at::kFloat).contiguous();
+    const at::Tensor logits = model_.logits(hidden.narrow(0, rows - 1, 1), pass).to(at::kFloat).cpu().contiguous();
     const Philox draws{options.seed, Purpose::sample, static_cast<uint64_t>(prompt.size() + i)};
     const auto [id, logprob] = sample_token(logits.data_ptr<float>(), logits.size(1), options, draws.uniform(0));
     if (options.stop_at_eos && tokenizer_.eos_id() && id == *tokenizer_.eos_id()) {

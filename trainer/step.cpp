@@ -64,10 +64,12 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
   const LastBackward last_backward(state);
   const bool overlapped = state.model().parameters().flat().scalar_type() == at::kFloat && world.size > 1;
 
-  std::vector<double> sums;  // [local lanes][nll, z, correct]
+  std::vector<double> sums;         // [local lanes][nll, z, correct]
+  std::vector<at::Tensor> waiting;  // the same where a GPU has them: read when the step's work is done
   state.reducer().begin();
   for (int64_t lane = 0; lane < local_lanes; ++lane) {
     std::array<double, 3> sum{};
+    at::Tensor device_sum;
     const int64_t first = (world.rank * local_lanes + lane) * lane_rows;
     for (int64_t row = 0; row < lane_rows; row += settings.micro_batch) {
       const int64_t rows = std::min(settings.micro_batch, lane_rows - row);
@@ -75,6 +77,8 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
       ModelInput input = model_input(batch);
       input.pass.products = settings.products;
       input.pass.reference = settings.reference;
+      input.pass.aten = settings.aten;
+      input.pass.keep_sums = true;
       input.pass.dropout = settings.dropout;
       input.pass.dropout_seed = settings.dropout_seed;
       input.pass.step = n;
@@ -83,14 +87,23 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
       const models::Loss loss =
           state.model().loss(input.ids, input.targets, input.pass, 1 / targets, settings.z_loss, true);
       sum[0] += loss.nll, sum[1] += loss.z, sum[2] += static_cast<double>(loss.correct);
+      if (loss.sums.defined()) device_sum = device_sum.defined() ? device_sum + loss.sums : loss.sums;
       state.collect_gradients();
     }
-    sums.insert(sums.end(), sum.begin(), sum.end());
+    if (device_sum.defined()) {
+      waiting.push_back(device_sum);
+    } else {
+      sums.insert(sums.end(), sum.begin(), sum.end());
+    }
     if (lane + 1 < local_lanes) state.lanes().next_lane();
   }
   state.lanes().finish();
   state.reducer().finish();
 
+  if (!waiting.empty()) {
+    const at::Tensor host = at::stack(waiting).cpu();  // [local lanes, 3]
+    sums.assign(host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel());
+  }
   const std::vector<double> total = world.sum_lanes(sums, 3);
   StepResult result{
       .loss = total[0] / targets, .z_loss = settings.z_loss * total[1] / targets, .accuracy = total[2] / targets};

@@ -19,6 +19,7 @@ struct StepSettings {
   uint64_t dropout_seed = 0;
   at::ScalarType products = at::kFloat;
   bool reference = false;      // plain twins instead of kernels
+  bool aten = false;           // no hand-written kernels: what a GPU does, through LibTorch's operators alone
   double skip_loss_above = 0;  // 0: off; else a step whose loss is higher leaves the state as it was
 };
 

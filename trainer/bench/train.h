@@ -14,12 +14,15 @@ struct TrainBenchOptions {
   int lanes = 1;
   int micro_batches = 1;  // of the size's micro-batch, a lane
   std::string precision = "float32";
-  bool ceiling = true;  // measure the bare products too
+  std::string device = "auto";   // auto, cpu, cuda
+  std::string kernels = "fast";  // fast, aten, reference
+  bool ceiling = true;           // measure the bare products too
 };
 
-// {"size", "params", "tokens_per_s", "gflops", "sgemm_peak_gflops", "peak_rss_mib", "ceiling_tokens_per_s",
+// {"size", "params", "device", "tokens_per_s", "gflops", "sgemm_peak_gflops", "peak_rss_mib", "ceiling_tokens_per_s",
 // "share_of_ceiling", ...}: medians of the steps. The ceiling is the bare matrix products of the same step (weights: y,
-// dx, dw; attention: the causal half of its six) and the optimizer's pass.
+// dx, dw; attention: the causal half of its six) and the optimizer's pass; all on the device and, on a GPU, in the type
+// of the run's products. Never run on a GPU so far.
 nlohmann::ordered_json bench_train(const TrainBenchOptions& options);
 
 }  // namespace cairn::bench

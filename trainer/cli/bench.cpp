@@ -1,7 +1,9 @@
 #include "trainer/bench/checkpoint.h"
 #include "trainer/bench/decode.h"
+#include "trainer/bench/replay.h"
 #include "trainer/bench/train.h"
 #include "trainer/cli/cli.h"
+#include "trainer/cli/device_option.h"
 #include "trainer/environment.h"
 
 namespace cairn::cli {
@@ -11,6 +13,7 @@ Action bench_verb(CLI::App& command) {
     bench::TrainBenchOptions train;
     bench::DecodeBenchOptions decode;
     bench::CheckpointBenchOptions checkpoint;
+    bench::ReplayBenchOptions replay;
     int threads = 0;
     bool json = false;
   };
@@ -24,8 +27,16 @@ Action bench_verb(CLI::App& command) {
   t->add_option("--lanes", o->train.lanes, "default 1");
   t->add_option("--micro-batches", o->train.micro_batches, "a lane (default 1)");
   t->add_option("--precision", o->train.precision, "float32, bf16-mixed, bf16");
+  add_device(*t, o->train.device);
+  t->add_option("--kernels", o->train.kernels, "fast, aten (LibTorch's operators alone), reference (the plain twins)")
+      ->check(CLI::IsMember({"fast", "aten", "reference"}));
   t->add_flag("!--no-ceiling", o->train.ceiling, "leave the bare products out");
-  t->callback([o, chosen] { *chosen = [o] { return bench::bench_train(o->train); }; });
+  t->callback([o, chosen] {
+    *chosen = [o] {
+      device_of_option(o->train.device);  // says why not, or warns; every rank takes its own
+      return bench::bench_train(o->train);
+    };
+  });
   CLI::App* d = command.add_subcommand(
       "decode", "one stream of tokens, greedy, float32, random weights, beside the rate at which memory is read");
   d->add_option("--size", o->decode.size, "4m, 14m, 135m (default 135m)");
@@ -38,7 +49,13 @@ Action bench_verb(CLI::App& command) {
   c->add_option("--saves", o->checkpoint.saves, "saves that count (default 3)");
   c->add_option("--dir", o->checkpoint.dir, "where to write (default: the folder for temporary files)");
   c->callback([o, chosen] { *chosen = [o] { return bench::bench_checkpoint(o->checkpoint); }; });
-  for (CLI::App* sub : {t, d, c}) {
+  CLI::App* r = command.add_subcommand("replay", "steps replayed against the same steps trained, in turns; the digest");
+  r->add_option("--size", o->replay.size, "4m, 14m, 135m (default 14m)");
+  r->add_option("--steps", o->replay.steps, "of a round (default 8)")->check(CLI::Range(2, 1000000));
+  r->add_option("--rounds", o->replay.rounds, "default 3")->check(CLI::Range(1, 1000));
+  r->add_option("--dir", o->replay.dir, "where to write (default: the folder for temporary files)");
+  r->callback([o, chosen] { *chosen = [o] { return bench::bench_replay(o->replay); }; });
+  for (CLI::App* sub : {t, d, c, r}) {
     sub->add_option("--threads", o->threads, "default: all");
     sub->add_flag("--json", o->json, "one line of JSON");
   }

@@ -3,10 +3,11 @@
 #include <fstream>
 
 #include "checkpoints/file.h"
+#include "trainer/address.h"
 #include "trainer/cli/cli.h"
+#include "trainer/cli/device_option.h"
 #include "trainer/environment.h"
 #include "trainer/model_io.h"
-#include "trainer/run_files.h"
 
 namespace cairn::cli {
 namespace {
@@ -42,17 +43,35 @@ void evaluate_ids(const models::Decoder& model, const std::string& ids_file, con
   checkpoints::replace_file(out_file, text);
 }
 
+// `of`: the state of a set.
+void print(const Evaluation& e, const Located* of, bool json) {
+  if (json) {
+    nlohmann::ordered_json row = nlohmann::ordered_json::object();
+    if (of) row = {{"address", of->address}, {"step", *of->step}};
+    row.update({{"tokens", e.tokens}, {"nll", e.nll}, {"bits_per_byte", e.bits_per_byte}});
+    fmt::print("{}\n", row.dump());
+  } else {
+    fmt::print("{}{} tokens: {:.4f} nats a token (perplexity {:.2f}), {:.4f} bits a byte\n",
+               of ? fmt::format("step {:>8}  ", *of->step) : "", e.tokens, e.nll, std::exp(e.nll), e.bits_per_byte);
+  }
+  std::fflush(stdout);  // a set takes its time
+}
+
 }  // namespace
 
 Action eval_verb(CLI::App& command) {
   struct Options {
-    std::string model, text, ids, logprobs;
+    std::string model, text, ids, logprobs, device = "auto";
     int64_t context = 0, stride = 0;
     int threads = 0;
     bool json = false;
   };
   auto o = std::make_shared<Options>();
-  command.add_option("model", o->model, "a Hugging Face folder, RUN, or RUN@STEP")->required();
+  command
+      .add_option("model", o->model,
+                  "a Hugging Face folder, RUN, RUN@STEP, or a set: RUN@A:B:STRIDE, RUN@stored, "
+                  "FOLDER/step{N}, a YAML list of {step, path}")
+      ->required();
   command.add_option("--text", o->text, "a text file: tokens, nll, bits_per_byte");
   command.add_option("--ids", o->ids, "a file with one JSON array of token ids a line");
   command.add_option("--logprobs", o->logprobs, "with --ids: where log p(id[i] | ids before i), i >= 1, go");
@@ -61,29 +80,31 @@ Action eval_verb(CLI::App& command) {
   command.add_option("--stride", o->stride, "distance of the windows' starts (default: the context)")
       ->check(CLI::PositiveNumber);
   add_threads(command, o->threads);
-  command.add_flag("--json", o->json, "{\"tokens\", \"nll\", \"bits_per_byte\"}");
+  add_device(command, o->device);
+  command.add_flag(
+      "--json", o->json,
+      "{\"tokens\", \"nll\", \"bits_per_byte\"}; of a set one line a state, with \"step\" and \"address\"");
   return [o] {
     if (o->text.empty() == o->ids.empty())
       throw UsageError("eval: expected either --text FILE or --ids FILE --logprobs OUT");
     if (!o->ids.empty() && o->logprobs.empty()) throw UsageError("eval: --ids needs --logprobs OUT");
     set_threads(o->threads);
-    const auto folder = model_folder(o->model);
-    const auto model = load_model(folder.string());
-    if (!o->ids.empty()) {
-      evaluate_ids(*model, o->ids, o->logprobs);
-      return 0;
-    }
-    const auto tokenizer = data::Tokenizer::from_file(folder.string());
-    const int64_t context = o->context ? o->context : std::min<int64_t>(2048, model->config().max_position_embeddings);
-    const Evaluation e =
-        evaluate_text(*model, *tokenizer, checkpoints::read_file(o->text), context, o->stride ? o->stride : context);
-    if (o->json) {
-      fmt::print(
-          "{}\n",
-          nlohmann::ordered_json{{"tokens", e.tokens}, {"nll", e.nll}, {"bits_per_byte", e.bits_per_byte}}.dump());
-    } else {
-      fmt::print("{} tokens: {:.4f} nats a token (perplexity {:.2f}), {:.4f} bits a byte\n", e.tokens, e.nll,
-                 std::exp(e.nll), e.bits_per_byte);
+    const at::Device device = device_of_option(o->device);
+    const bool several = names_several(o->model);
+    if (several && !o->ids.empty()) throw UsageError("eval: --ids takes one model, not a set");
+    const std::string text = o->ids.empty() ? checkpoints::read_file(o->text) : "";
+    for (const Located& state : locate_set(o->model, false)) {
+      const std::string folder = state.folder.string();
+      const auto model = load_model(folder, at::kFloat, device);
+      if (!o->ids.empty()) {
+        evaluate_ids(*model, o->ids, o->logprobs);
+        continue;
+      }
+      const auto tokenizer = data::Tokenizer::from_file(folder);
+      const int64_t context =
+          o->context ? o->context : std::min<int64_t>(2048, model->config().max_position_embeddings);
+      const Evaluation e = evaluate_text(*model, *tokenizer, text, context, o->stride ? o->stride : context);
+      print(e, several ? &state : nullptr, o->json);
     }
     return 0;
   };

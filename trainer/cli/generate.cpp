@@ -2,16 +2,17 @@
 
 #include <iostream>
 
+#include "trainer/address.h"
 #include "trainer/cli/cli.h"
+#include "trainer/cli/device_option.h"
 #include "trainer/environment.h"
 #include "trainer/model_io.h"
-#include "trainer/run_files.h"
 
 namespace cairn::cli {
 namespace {
 
 struct Options {
-  std::string model, prompt;
+  std::string model, prompt, device = "auto";
   SamplingOptions sampling;
   int threads = 0;
   bool json = false;
@@ -27,6 +28,7 @@ void add_options(CLI::App& command, Options& o) {
   command.add_option("--seed", o.sampling.seed, "the same seed gives the same text");
   command.add_option("--stop", o.sampling.stop, "text that ends the answer (several may be given)");
   add_threads(command, o.threads);
+  add_device(command, o.device);
 }
 
 struct Loaded {
@@ -37,8 +39,9 @@ struct Loaded {
 Loaded load(const Options& o) {
   check(o.sampling);
   set_threads(o.threads);
-  const auto folder = model_folder(o.model);
-  return {load_model(folder.string()), data::Tokenizer::from_file(folder.string())};
+  const at::Device device = device_of_option(o.device);
+  const auto folder = locate(o.model).folder;
+  return {load_model(folder.string(), at::kFloat, device), data::Tokenizer::from_file(folder.string())};
 }
 
 // A prompt of no tokens begins where a document begins.
