@@ -1,5 +1,7 @@
 #include "trainer/train_log.h"
 
+#include <fstream>
+
 #include "trainer/flops.h"
 #include "trainer/generate.h"
 
@@ -8,6 +10,7 @@ namespace cairn {
 using Json = nlohmann::ordered_json;
 
 void TrainLog::start(const std::filesystem::path& run, int ranks, bool resuming) {
+  samples_ = run / "samples.jsonl";
   if (resuming) {
     console_.line(fmt::format("resuming {} at step {}{}", run.string(), stepper_.step(),
                               stepper_.last() ? fmt::format(" of {}", *stepper_.last()) : ""));
@@ -46,6 +49,11 @@ void TrainLog::sample(const config::SampleOptions& options) {
                                          .temperature = options.temperature,
                                          .seed = stepper_.config().seed.sample + stepper_.step()});
   console_.line(fmt::format("  sample: {}{}", options.prompt, g.text));
+  const Json line{{"step", stepper_.step()}, {"prompt", options.prompt}, {"text", g.text}};
+  std::ofstream file(samples_, std::ios::app | std::ios::binary);
+  if (!(file << line.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n' << std::flush))
+    throw std::runtime_error(
+        fmt::format("{}: the sample of step {} cannot be written", samples_.string(), stepper_.step()));
   if (board_) board_->text("sample", options.prompt + g.text, stepper_.step());
 }
 

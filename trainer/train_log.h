@@ -19,11 +19,12 @@ class TrainLog {
   // The machine's ceiling in float32, over all ranks.
   void set_peak(double gflops) { peak_ = gflops; }
 
-  // Where the run begins.
+  // Where the run begins, or goes on.
   void start(const std::filesystem::path& run, int ranks, bool resuming);
   // The curves of a journal line.
   void curves(const nlohmann::ordered_json& line);
-  // Text that the model as it is now goes on with.
+  // Text that the model as it is now goes on with: to the console, TensorBoard and RUN/samples.jsonl, a line
+  // {"step", "prompt", "text"} each. A step that is made again adds a line, and the later one holds.
   void sample(const config::SampleOptions& options);
   // The line on the console. `elapsed`: seconds that the run has taken.
   void step(const Advance& made, double step_seconds, double elapsed, int64_t log_every, bool at_end);
@@ -33,6 +34,7 @@ class TrainLog {
   Console& console_;
   Stepper& stepper_;
   std::optional<TensorBoardWriter> board_;
+  std::filesystem::path samples_;  // RUN/samples.jsonl
   double rate_ = 0, peak_ = 1;
 };
 

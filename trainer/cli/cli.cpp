@@ -31,6 +31,7 @@ constexpr Entry kVerbs[] = {
     {"diff", "two models compared tensor by tensor, or two runs setting by setting", diff_verb},
     {"merge", "one model made of several: averages, SLERP, task vectors", merge_verb},
     {"analyze", "measures over the states of a run or a series", analyze_verb},
+    {"report", "one HTML page of a run, or of several compared: curves, time line, maps, spectra, samples", report_verb},
     {"models", "the families there are", models_verb},
     {"tokenizer", "train a tokenizer; encode and decode with one", tokenizer_verb},
     {"data", "prepare shards; show the batch of a step; where a document was seen", data_verb},
