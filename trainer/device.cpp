@@ -43,7 +43,7 @@ void fix_arithmetic() {
   context.setDeterministicFillUninitializedMemory(false);  // else every at::empty is written once, on the CPU too
   context.setDeterministicCuDNN(true);
   context.setFloat32MatmulPrecision("highest");
-  context.setAllowBF16ReductionCuBLAS(at::CuBLASReductionOption::DisallowReducedPrecisionAllowSplitK);
+  context.setAllowBF16ReductionCuBLAS(false);
 }
 
 }  // namespace
