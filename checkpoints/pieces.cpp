@@ -1,10 +1,14 @@
 #include "checkpoints/pieces.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "checkpoints/strict_json.h"
 
 namespace cairn::checkpoints {
 
@@ -32,7 +36,13 @@ std::pair<std::string, int64_t> whole_name(const std::string& name) {
 
 PiecedTensors PiecedTensors::open(const fs::path& stem) {
   const fs::path whole = stem.string() + ".safetensors", index = whole.string() + ".index.json";
-  PiecedTensors tensors(ModelWeights::open(fs::exists(whole) || !fs::exists(index) ? whole : index));
+  const bool several = !fs::exists(whole) && fs::exists(index);
+  PiecedTensors tensors(ModelWeights::open(several ? index : whole));
+  if (several) {
+    const auto document = parse_strict(read_file(index));
+    if (document.contains("pieces"))
+      tensors.shapes_ = document.at("pieces").get<std::map<std::string, std::vector<int64_t>>>();
+  }
   for (const std::string& stored : tensors.files_.names()) {
     const auto [name, first] = whole_name(stored);
     tensors.pieces_[name].emplace_back(first, stored);
@@ -53,6 +63,10 @@ PiecedTensors PiecedTensors::open(const fs::path& stem) {
   return tensors;
 }
 
+bool PiecedTensors::stored(const fs::path& stem) {
+  return fs::exists(stem.string() + ".safetensors") || fs::exists(stem.string() + ".safetensors.index.json");
+}
+
 std::vector<std::string> PiecedTensors::names() const {
   std::vector<std::string> names;
   for (const auto& [name, pieces] : pieces_) names.push_back(name);
@@ -70,6 +84,28 @@ DType PiecedTensors::dtype(const std::string& name) const { return files_.get(pi
 int64_t PiecedTensors::numel(const std::string& name) const {
   const auto& [first, stored] = pieces(name).back();
   return first + files_.get(stored).numel();
+}
+
+TensorView PiecedTensors::get(const std::string& name) {
+  const auto& parts = pieces(name);
+  if (parts.size() == 1 && parts.front().second == name) return files_.get(name);
+  TensorView view{name, dtype(name), {numel(name)}, nullptr};
+  std::unique_ptr<char[]>& memory = whole_[name];
+  if (!memory) {
+    memory = std::make_unique_for_overwrite<char[]>(view.bytes());
+    read(name, 0, view.numel(), memory.get());
+  }
+  view.data = memory.get();
+  if (const auto shape = shapes_.find(name); shape != shapes_.end()) {
+    TensorView shaped = view;
+    shaped.shape = shape->second;
+    if (shaped.numel() != view.numel())
+      throw std::runtime_error(fmt::format("{}: the pieces of '{}' have {} elements, its shape [{}] has {}",
+                                           files_.files().front().path().parent_path().string(), name, view.numel(),
+                                           fmt::join(shape->second, ", "), shaped.numel()));
+    return shaped;
+  }
+  return view;
 }
 
 void PiecedTensors::read(const std::string& name, int64_t first, int64_t count, void* to) const {

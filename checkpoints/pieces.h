@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,11 +35,16 @@ class PiecedTensors {
   /// `stem`: ".../training/optimizer", say. Throws std::runtime_error where a piece is missing, naming the place.
   static PiecedTensors open(const std::filesystem::path& stem);
 
+  /// Whether open() has something to open.
+  static bool stored(const std::filesystem::path& stem);
+
   /// Of whole tensors, sorted.
   std::vector<std::string> names() const;
   bool contains(const std::string& name) const { return pieces_.contains(name); }
   DType dtype(const std::string& name) const;
   int64_t numel(const std::string& name) const;
+  /// The whole tensor: in the file's mapping, or put together in memory that lives as long as this object.
+  TensorView get(const std::string& name);
   /// Copies elements [first, first + count) of the flat tensor to `to`. Throws std::runtime_error where they are not
   /// there.
   void read(const std::string& name, int64_t first, int64_t count, void* to) const;
@@ -50,6 +56,8 @@ class PiecedTensors {
 
   ModelWeights files_;
   std::map<std::string, std::vector<std::pair<int64_t, std::string>>> pieces_;
+  std::map<std::string, std::vector<int64_t>> shapes_;    // of tensors that are cut
+  std::map<std::string, std::unique_ptr<char[]>> whole_;  // those that get() has put together
 };
 
 }  // namespace cairn::checkpoints
