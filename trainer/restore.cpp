@@ -40,7 +40,9 @@ bool ended(const Json& line) {
 Restored restore(Stepper& stepper, const checkpoints::Store& store, parallel::World& world, Console& console) {
   Restored restored;
   const std::string folder = world.broadcast(world.is_first() ? newest_folder(store, console) : "");
-  if (!folder.empty()) {
+  if (folder.empty()) {
+    stepper.initialise();
+  } else {
     restored.loaded = true;
     restored.elapsed = stepper.load(folder).at("elapsed").get<double>();
   }

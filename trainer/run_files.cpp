@@ -8,6 +8,7 @@
 #include "models/families/family.h"
 #include "trainer/data/cache.h"
 #include "trainer/model_io.h"
+#include "trainer/replay_record.h"
 
 namespace cairn {
 namespace fs = std::filesystem;
@@ -116,8 +117,8 @@ std::string build_fault(const fs::path& run) {
 
 Json machine_after(const Json& build, int64_t step) {
   Json machine = Json::object();
-  for (const char* key :
-       {"program", "compiler", "torch", "mkl", "processor", "vectors", "mkl_cbwr", "aten_cpu_capability", "threads", "device"})
+  for (const char* key : {"program", "compiler", "torch", "mkl", "processor", "vectors", "mkl_cbwr",
+                          "aten_cpu_capability", "threads", "device"})
     if (build.contains(key)) machine[key] = build.at(key);
   for (const Json& entry : build.value("machines", Json::array())) {
     if (entry.value("after_step", int64_t{0}) > step) break;
@@ -151,11 +152,11 @@ std::vector<std::string> write_run_files(const fs::path& run, const config::RunC
   const Json before = resuming ? read_build(run) : Json::object();
   Json now = before.empty() ? build : before;
   if (before.empty()) now["started"] = utc_now();
-  for (Json change : changed_settings(run, config)) {
+  for (Json change : resuming ? changed_settings(run, config) : std::vector<Json>()) {
     change["after_step"] = step;
     now["changes"].push_back(change);
   }
-  now["settings"] = config::to_json(config);
+  note_settings(now, step, config::to_json(config));
   const std::string yaml = resuming ? read_file(run / "run.yaml") : config::to_yaml(config);
   now["run_yaml"] = data::digest_hex(yaml);
   std::set<std::string> known;

@@ -25,6 +25,7 @@ inline constexpr const char* kMeanLoss = "mean_nll";
 //   run_yaml     XXH3-128 of run.yaml
 //   sources      [{name, path, tokens, documents, digest, files_digest}] of training
 //   validation   the same of the named validation sets
+//   former_settings  [{last_step, settings}]: what made the steps up to last_step, where settings changed since
 //   changes      [{key, was, now, after_step}] of settings and of validation data
 //   machines     [{after_step, ...build_info()}]: from that step on another machine, library or number of threads
 //   resumptions  [{after_step, time}]

@@ -36,10 +36,13 @@ std::vector<checkpoints::TensorView> views_of(const std::vector<checkpoints::Ten
   return views;
 }
 
-// Everything of a state that is tensors; the weights first.
-std::vector<checkpoints::TensorView> all_views(State& state, const DiskModel& model) {
+// Everything of a state that is tensors; the weights first. `owners` keeps what the views look into.
+std::vector<checkpoints::TensorView> all_views(State& state, const DiskModel& model, std::vector<at::Tensor>& owners) {
   std::vector<checkpoints::TensorView> views = model.views;
-  for (const auto& extra : state.extras()) views.push_back(view_of(extra.name, extra.tensor));
+  for (const auto& extra : state.extras()) {
+    owners.push_back(extra.tensor.cpu());  // itself, unless it lies on a GPU
+    views.push_back(view_of(extra.name, owners.back()));
+  }
   return views;
 }
 
@@ -82,7 +85,8 @@ void Saver::reserve(State& state) {
   join(state.world());
   if (state.world().size > 1) return writer_.reserve(views_of(checkpoint_share(state).tensors));
   const DiskModel model = disk_model(state.model());
-  writer_.reserve(all_views(state, model));
+  std::vector<at::Tensor> owners;
+  writer_.reserve(all_views(state, model, owners));
 }
 
 void Saver::save(State& state, const Json& state_json, const Json& about) {
@@ -109,10 +113,12 @@ void Saver::save_alone(State& state, const Json& state_json, const Json& about) 
     contents.files = tokenizer_files_;
     contents.files.emplace_back("generation_config.json", generation);
     contents.about = about;
+    if (before_commit) before_commit();
     store_.commit(step, contents);
     store_.retain(retention_);
   };
-  writer_.save(all_views(state, model), write);
+  std::vector<at::Tensor> owners;
+  writer_.save(all_views(state, model, owners), write);
 }
 
 void Saver::save_shared(State& state, const Json& state_json, const Json& about) {
@@ -138,6 +144,7 @@ void Saver::save_shared(State& state, const Json& state_json, const Json& about)
       for (size_t i = 0; i < part.count; ++i) copies[i].view = snapshot[part.first + i];
       folder.write_tensors(part.stem, part.path, copies);
     }
+    if (world.is_first() && before_commit) before_commit();
     folder.commit(notes, kPatience, [&world] { world.check(); });
     if (world.is_first()) store_.retain(retention_);
   };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
@@ -31,6 +32,9 @@ class Saver {
   void drain() { writer_.drain(); }
   // Throws what went wrong in the background so far.
   void check() { writer_.check(); }
+  // Called in the background on the first rank before a checkpoint appears: what it promises beside itself is on the
+  // disk then.
+  std::function<void()> before_commit;
   double last_stall() const { return writer_.last_stall(); }
   double last_copy() const { return writer_.last_copy(); }
 

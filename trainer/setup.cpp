@@ -1,6 +1,7 @@
 #include "trainer/setup.h"
 
 #include "models/families/family.h"
+#include "trainer/address.h"
 #include "trainer/data/trained_tokenizer.h"
 #include "trainer/model_io.h"
 #include "trainer/run_files.h"
@@ -58,6 +59,8 @@ fs::path origin_folder(const config::RunConfig& config, const fs::path& run) {
   }
   const std::string& from = *config.model.from;
   if (!fs::exists(fs::path(from) / "config.json")) {
+    // RUN@STEP of a step that is not stored: rebuilt where the cache has it no more.
+    if (from.find('@') != std::string::npos && !fs::exists(from)) return locate(from).folder;
     config.fail("model.from",
                 fmt::format("found '{}', where no model is (no config.json), expected the weights that the run starts "
                             "from{}",

@@ -1,6 +1,6 @@
 #include "trainer/stepper.h"
 
-#include "trainer/address.h"
+#include "trainer/device.h"
 #include "trainer/model_io.h"
 #include "trainer/run_files.h"
 
@@ -10,10 +10,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 void check_machine(const config::RunConfig& config, parallel::World& world) {
-  for (const auto& stage : config.stages) {
-    if (stage.train.device == "cuda")
-      config.fail("train.device", "training on a GPU is not there yet: use cpu or auto");
-  }
   for (const auto& stage : config.stages) {
     if (stage.train.lanes % world.size) {
       config.fail("train.lanes", fmt::format("found {}, expected a multiple of the number of ranks ({})",
@@ -30,11 +26,23 @@ void check_machine(const config::RunConfig& config, parallel::World& world) {
   world.agree("the configuration", config::to_yaml(config));
 }
 
+// What train.device means for this rank; the same kind on all of them.
+at::Device run_device(const config::RunConfig& config, parallel::World& world) {
+  at::Device device = at::kCPU;
+  try {
+    device = choose_device(config.train.device, world.local_rank);
+  } catch (const std::invalid_argument& error) {
+    config.fail("train.device", error.what());
+  }
+  world.agree("the device", device.is_cuda() ? "cuda" : "cpu");
+  return device;
+}
+
 }  // namespace
 
-void Stepper::prepare(const data::ProgressCallback& progress) {
-  tokenizer_ = make_tokenizer(config_);
-  decoder_config_ = make_decoder_config(config_, *tokenizer_);
+void Stepper::prepare(const data::ProgressCallback& progress, const std::filesystem::path& run) {
+  tokenizer_ = make_tokenizer(config_, run);
+  decoder_config_ = make_decoder_config(config_, *tokenizer_, run);
   data_ = make_dataset(config_, tokenizer_, progress);
   last_ = last_step(config_, *data_);
   check_schedules(config_, last_);
@@ -42,19 +50,40 @@ void Stepper::prepare(const data::ProgressCallback& progress) {
 
 void Stepper::open() {
   check_machine(config_, world_);
+  const at::Device device = run_device(config_, world_);
   const config::Stage& first = config_.stages.front();
+  use_device_passes(first.train.kernels == "fast");
   const bool muon = std::any_of(config_.stages.begin(), config_.stages.end(),
                                 [](const config::Stage& stage) { return stage.optim.name == "muon"; });
   state_ = std::make_unique<State>(decoder_config_, weight_type(first.train.precision), world_, first.train.lanes,
-                                   config_.parallel.zero, muon);
+                                   config_.parallel.zero, muon, device);
   stage_ = nullptr;
+}
+
+void Stepper::initialise() {
   if (config_.model.from) {
-    const auto folder = locate(*config_.model.from).folder;
+    const auto folder = origin_folder(config_);
     load_weights(state_->model(), checkpoints::ModelWeights::open(folder), folder.string());
   } else {
     state_->model().parameters().initialise(config_.seed.init);
   }
-  enter_stage(1);
+  enter_stage(1);  // after the weights: a moving average starts at them
+}
+
+void Stepper::take(Stepper& other) {
+  const at::NoGradGuard no_grad;
+  State &from = *other.state_, &to = *state_;
+  for (const auto& parameter : to.model().parameters().all())
+    parameter.value().copy_(from.model().parameters().at(parameter.name).value());
+  to.step = from.step;
+  tokens = other.tokens;
+  enter_stage(std::max<int64_t>(to.step, 1));
+  std::map<std::string, at::Tensor> extras;
+  for (const auto& extra : from.extras()) extras[extra.name] = extra.tensor;
+  for (auto& extra : to.extras()) {
+    if (const auto found = extras.find(extra.name); found != extras.end()) extra.tensor.copy_(found->second);
+  }
+  to.optimizer().set_step(from.optimizer().steps_done());
 }
 
 Json Stepper::load(const std::filesystem::path& folder) {

@@ -30,14 +30,20 @@ class Stepper {
   // `world` outlives it.
   Stepper(config::RunConfig config, parallel::World& world) : config_(std::move(config)), world_(world) {}
 
-  // Tokenizer, model configuration, data. Throws config::ConfigError, std::runtime_error for bad data.
-  void prepare(const data::ProgressCallback& progress = {});
-  // The state before the first step: from the seed, or the weights of model.from. What this machine or this number of
-  // ranks cannot do is refused before. Collective.
+  // Tokenizer, model configuration, data. `run`: the folder of the run where it was started before; one that began with
+  // the weights of another model has what it needs of that in its own checkpoints. Throws config::ConfigError,
+  // std::runtime_error for bad data.
+  void prepare(const data::ProgressCallback& progress = {}, const std::filesystem::path& run = {});
+  // Memory for the state. What this machine or this number of ranks cannot do is refused before. Collective.
   void open();
+  // The state before the first step: from the seed, or the weights of model.from.
+  void initialise();
   // The state of a committed checkpoint folder, whose files have been checked; returns its training/state.json. Throws
   // std::runtime_error where the state does not have the digest that was recorded with it. Collective.
   nlohmann::ordered_json load(const std::filesystem::path& folder);
+  // The state that another one stands at, which goes on here under other settings. Moments and averages of the same
+  // name carry over; an average that is new starts at the weights.
+  void take(Stepper& other);
   // What the spike rule has to know of a step that was made before, from its line of the journal; in order.
   void remember(const nlohmann::ordered_json& line);
 

@@ -4,6 +4,7 @@
 
 #include "checkpoints/journal.h"
 #include "checkpoints/store.h"
+#include "trainer/device.h"
 #include "trainer/environment.h"
 #include "trainer/evaluate.h"
 #include "trainer/restore.h"
@@ -11,6 +12,7 @@
 #include "trainer/signals.h"
 #include "trainer/stepper.h"
 #include "trainer/train_log.h"
+#include "trainer/trajectory.h"
 
 namespace cairn {
 namespace {
@@ -33,7 +35,6 @@ class Loop {
 
   TrainReport run(bool resuming) {
     open(resuming);
-    const Signals signals;
     const Clock::time_point start = Clock::now();
     const std::optional<int64_t> last = stepper_.last();
     const double elapsed_before = elapsed_;
@@ -41,6 +42,13 @@ class Loop {
     // A run whose time was up stays where it is.
     const bool over = resuming && config_.train.minutes && world_.any(elapsed_ >= 60 * *config_.train.minutes);
     if (over) report.stopped_by = "minutes";
+    // Asked to stop while all was made ready: the state is that of the last step, or of none.
+    if (world_.any(Signals::stop())) {
+      keep_state(stepper_.state().digest().hex());
+      report.stopped_by = "signal";
+      finish(report);
+      return report;
+    }
     while (!over && (!last || stepper_.step() < *last)) {
       const Clock::time_point step_start = Clock::now();
       announce_stage(stepper_.step() + 1);
@@ -66,8 +74,10 @@ class Loop {
       write_line(line, stage);
       const bool due = scheduled || wanted || stopped || (late && config_.checkpoints.at_end) ||
                        (config_.checkpoints.on_event && !made.events.empty());
+      trajectory_->step(stepper_.state(), due);
       if (due) save(line);
       saver_->check();
+      trajectory_->check();
       log_.step(made, step_seconds, elapsed_, stage.train.log_every, at_end);
       report = {.step = made.step,
                 .loss = made.result.loss,
@@ -87,11 +97,8 @@ class Loop {
     line["seconds"] = 0.0;
     line["events"] = made.events;
     if (journal_) journal_->append(line);
-    saver_->drain();
+    keep_state(line.at("digest"));
     const int64_t step = stepper_.step();
-    const bool stored = world_.any(world_.is_first() && fs::exists(store_->path_of(step)));
-    if (!stored) save({{"step", step}, {"digest", line.at("digest")}});
-    saver_->drain();
     const StepResult& result = made.result;
     console_.warn(fmt::format(
         "step {}: {}; the run stops. The state before it, step {}, is stored: change what has to change in {} "
@@ -102,6 +109,15 @@ class Loop {
             : fmt::format("loss ({}) or gradient norm ({}) is not finite", result.loss, result.grad_norm),
         step, (run_ / "run.yaml").string(), made.stop == "spike" ? "on_spike.action" : "on_nonfinite", run_.string()));
     return {.step = step, .loss = result.loss, .stopped_by = made.stop};
+  }
+
+  // Stores the state as it is, unless it is stored.
+  void keep_state(const std::string& digest) {
+    saver_->drain();
+    const int64_t step = stepper_.step();
+    const bool stored = world_.any(world_.is_first() && fs::exists(store_->path_of(step)));
+    if (!stored) save({{"step", step}, {"digest", digest}});
+    saver_->drain();
   }
 
   // What the journal says of the step that was just made.
@@ -116,6 +132,8 @@ class Loop {
     line["batch"] = {
         {"seed", config_.seed.data}, {"rows", made.settings.batch}, {"context", stepper_.data().context(made.step)}};
     if (world_.size > 1) line["ranks"] = world_.size;
+    if (parent_.is_object() && parent_.at("step") == made.step - 1)  // the first step of a fork
+      line["parent"] = {{"run", parent_.at("run")}, {"step", parent_.at("step")}};
     line["digest"] = stepper_.state().digest().hex();
     return line;
   }
@@ -142,10 +160,11 @@ class Loop {
 
     // Ranks after the first find the tokens in the cache.
     auto prepare = [&] {
-      stepper_.prepare([&](const data::Progress& p) {
+      const auto progress = [&](const data::Progress& p) {
         console_.progress(fmt::format("{} {}: {} of {} bytes, {} tokens", p.phase, p.source, count(p.bytes),
                                       count(p.total_bytes), count(p.tokens)));
-      });
+      };
+      stepper_.prepare(progress, resuming ? run_ : fs::path());
     };
     if (writes) {
       prepare();
@@ -154,13 +173,28 @@ class Loop {
     world_.barrier();
     if (!writes) prepare();
     schedule_ = checkpoint_schedule(config_.checkpoints);
+    for (const std::string& line : doubtful_settings(config_, stepper_.last())) console_.warn(line);
     stepper_.open();
-    if (resuming) restored_ = restore(stepper_, *store_, world_, console_);
+    if (resuming) {
+      restored_ = restore(stepper_, *store_, world_, console_);
+      parent_ = read_build(run_).value("parent", Json());
+    } else {
+      stepper_.initialise();
+    }
     elapsed_ = restored_.elapsed;
     const int64_t from = stepper_.step();
 
+    signals_.emplace();  // from here on there is a state to keep
+    const at::Device device = stepper_.state().device();
+    if (const std::string warning = device_warning(device); !warning.empty()) console_.warn(warning);
+    // Cut before the journal is: what it holds is never ahead of the journal.
+    trajectory_ =
+        std::make_unique<TrajectoryHook>(config_, run_, stepper_.state(), writes, restored_.loaded ? from : -1);
     if (writes) {
-      write_run_files(run_, config_, build_info(), stepper_.data(), resuming, from);
+      Json build = build_info();
+      build["device"] = device_name(device);
+      for (const std::string& note : write_run_files(run_, config_, build, stepper_.data(), resuming, from))
+        console_.warn(note);
       journal_.emplace(run_ / "journal.jsonl");
       if (resuming) {
         // In this order a crash between the two leaves no checkpoint that the journal does not know.
@@ -173,10 +207,16 @@ class Loop {
     State& state = stepper_.state();
     saver_ = std::make_unique<Saver>(*store_, config_, *stepper_.tokenizer(), config_.checkpoints.async);
     if (config_.checkpoints.async) saver_->reserve(state);
-    if (!restored_.loaded && schedule_.due(0, stepper_.last().value_or(-1)))
-      save({{"step", 0}, {"digest", state.digest().hex()}});
+    saver_->before_commit = [this] { trajectory_->drain(); };
+    if (!restored_.loaded) {
+      const bool due = schedule_.due(0, stepper_.last().value_or(-1));
+      trajectory_->step(state, due);
+      if (due) save({{"step", 0}, {"digest", state.digest().hex()}});
+    }
     log_.start(run_, world_.size, resuming);
-    log_.set_peak(sgemm_peak_gflops(0.05) * world_.size);
+    const at::ScalarType products = product_type(config_.stages.front().train.precision);
+    log_.set_peak((device.is_cpu() ? sgemm_peak_gflops(0.05) : device_peak_gflops(device, products, 0.05)) *
+                  world_.size);
     stage_ = &config_.stage_of(from + 1);
   }
 
@@ -201,6 +241,7 @@ class Loop {
     models::Pass like;
     like.products = product_type(stage.train.precision);
     like.reference = stage.train.kernels == "reference";
+    like.aten = stage.train.kernels == "aten";
     const data::Dataset& data = stepper_.data();
     for (const std::string& set : data.validation_names()) {
       const Evaluation e = evaluate_set(stepper_.state().model(), data, set, config_.eval.sequences,
@@ -221,6 +262,7 @@ class Loop {
 
   void save(const Json& line) {
     if (journal_) journal_->sync();  // what the checkpoint's step says is on the disk before the checkpoint is
+    trajectory_->seal();
     const int64_t step = stepper_.step();
     const Json state_json{{"step", step},
                           {"updates", stepper_.state().optimizer().steps_done()},
@@ -242,13 +284,15 @@ class Loop {
   void finish(const TrainReport& report) {
     saver_->drain();
     if (journal_) journal_->sync();
+    trajectory_->finish();
     log_.flush();
     world_.barrier();
     const auto stored = store_->list();
-    console_.line(fmt::format("{} at step {}: loss {:.4f}, {} tokens in {}; {} checkpoint{}, the last is {}",
+    console_.line(fmt::format("{} at step {}: {}{} tokens in {}; {} checkpoint{}, the last is {}",
                               report.stopped_by == "end" ? "done" : "stopped by " + report.stopped_by, report.step,
-                              report.loss, count(stepper_.tokens), duration(elapsed_), stored.size(),
-                              stored.size() == 1 ? "" : "s", stored.empty() ? "none" : stored.back().path.string()));
+                              report.step > 0 ? fmt::format("loss {:.4f}, ", report.loss) : "", count(stepper_.tokens),
+                              duration(elapsed_), stored.size(), stored.size() == 1 ? "" : "s",
+                              stored.empty() ? "none" : stored.back().path.string()));
   }
 
   const config::RunConfig& config_;
@@ -259,10 +303,13 @@ class Loop {
   TrainLog log_;
   std::optional<checkpoints::Store> store_;
   std::optional<checkpoints::Journal> journal_;
+  std::unique_ptr<TrajectoryHook> trajectory_;
   std::unique_ptr<Saver> saver_;  // after what it refers to: its thread ends first
   checkpoints::Schedule schedule_;
   const config::Stage* stage_ = nullptr;  // the last one that was announced
   Restored restored_;
+  Json parent_;  // of a fork: {"run", "step"}
+  std::optional<Signals> signals_;
   bool warned_ = false;
   double elapsed_ = 0;
 };

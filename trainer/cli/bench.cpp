@@ -2,6 +2,7 @@
 #include "trainer/bench/decode.h"
 #include "trainer/bench/replay.h"
 #include "trainer/bench/train.h"
+#include "trainer/bench/trajectory.h"
 #include "trainer/cli/cli.h"
 #include "trainer/cli/device_option.h"
 #include "trainer/environment.h"
@@ -13,6 +14,7 @@ Action bench_verb(CLI::App& command) {
     bench::TrainBenchOptions train;
     bench::DecodeBenchOptions decode;
     bench::CheckpointBenchOptions checkpoint;
+    bench::TrajectoryBenchOptions trajectory;
     bench::ReplayBenchOptions replay;
     int threads = 0;
     bool json = false;
@@ -55,7 +57,19 @@ Action bench_verb(CLI::App& command) {
   r->add_option("--rounds", o->replay.rounds, "default 3")->check(CLI::Range(1, 1000));
   r->add_option("--dir", o->replay.dir, "where to write (default: the folder for temporary files)");
   r->callback([o, chosen] { *chosen = [o] { return bench::bench_replay(o->replay); }; });
-  for (CLI::App* sub : {t, d, c, r}) {
+  CLI::App* w = command.add_subcommand(
+      "trajectory", "weights over time: size on the disk against raw, cost in the loop, bytes read for one tensor");
+  w->add_option("--text", o->trajectory.text, "what is trained on (default foldoc)");
+  w->add_option("--steps", o->trajectory.steps, "of training for the sizes, every 10th stored (default 320)");
+  w->add_option("--size", o->trajectory.size, "whose loop is measured: 4m, 14m, 135m (default 14m)");
+  w->add_option("--dtype", o->trajectory.dtype, "that the loop stores (default float32)")
+      ->check(CLI::IsMember({"float32", "bfloat16"}));
+  w->add_option("--codec", o->trajectory.codec, "that the loop stores with (default plain)")
+      ->check(CLI::IsMember({"plain", "zstd", "delta"}));
+  w->add_option("--pairs", o->trajectory.pairs, "of 10 steps with and 10 without; 0: leave the loop out (default 4)");
+  w->add_option("--dir", o->trajectory.dir, "where to write (default: the folder for temporary files)");
+  w->callback([o, chosen] { *chosen = [o] { return bench::bench_trajectory(o->trajectory); }; });
+  for (CLI::App* sub : {t, d, c, w, r}) {
     sub->add_option("--threads", o->threads, "default: all");
     sub->add_flag("--json", o->json, "one line of JSON");
   }

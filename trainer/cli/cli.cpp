@@ -23,6 +23,8 @@ struct Entry {
 constexpr Entry kVerbs[] = {
     {"train", "start a run from a YAML file", train_verb, true},
     {"resume", "go on from the last committed step of a run", resume_verb, true},
+    {"fork", "start a new run from any step of another, with changes", fork_verb},
+    {"replay", "recompute steps of a run, verify each, measure what was not measured", replay_verb},
     {"log", "the time line of a run", log_verb},
     {"verify", "check digests and formats of a run, a checkpoint or a model", verify_verb},
     {"eval", "how well a model predicts a text or given ids", eval_verb},
@@ -32,6 +34,7 @@ constexpr Entry kVerbs[] = {
     {"merge", "one model made of several: averages, SLERP, task vectors", merge_verb},
     {"analyze", "measures over the states of a run or a series", analyze_verb},
     {"report", "one HTML page of a run, or of several compared: curves, time line, maps, spectra, samples", report_verb},
+    {"export", "a model or weights over steps in another format: hf, hdf5", export_verb},
     {"models", "the families there are", models_verb},
     {"tokenizer", "train a tokenizer; encode and decode with one", tokenizer_verb},
     {"data", "prepare shards; show the batch of a step; where a document was seen", data_verb},

@@ -5,10 +5,10 @@
 #include <filesystem>
 
 #include "trainer/address.h"
+#include "trainer/cli/as_rank.h"
 #include "trainer/cli/cli.h"
 #include "trainer/config/describe.h"
 #include "trainer/console.h"
-#include "trainer/environment.h"
 
 namespace cairn::cli {
 namespace {
@@ -42,30 +42,20 @@ int print_keys(bool json) {
   return 0;
 }
 
-// RUN and RUN@last move on with that run: run.yaml names the folder that they mean now.
+// RUN and RUN@last move on with that run: run.yaml names the step that they mean now, by its folder; a folder of a
+// cache may go, so a step that is not stored keeps its address.
 void name_origin(config::RunConfig& config) {
-  if (config.model.from)
-    config.model.from = fs::absolute(locate(*config.model.from).folder).lexically_normal().string();
+  if (!config.model.from) return;
+  const Located origin = locate(*config.model.from);
+  const bool cached = origin.folder.parent_path().filename() == "cache" && origin.step;
+  const std::string run = fs::absolute(origin.run).lexically_normal().string();
+  config.model.from = cached ? fmt::format("{}@{}{}", run, *origin.step, origin.ema ? ":ema" : "")
+                             : fs::absolute(origin.folder).lexically_normal().string();
 }
 
 // A run that stopped because of what it computed has failed; one that was asked to stop has not.
 int status_of(const TrainReport& report) {
   return report.stopped_by == "nonfinite" || report.stopped_by == "spike" ? 1 : 0;
-}
-
-// Runs `body` as a rank: the others learn why this one stopped.
-template <class Body>
-int as_rank(int threads, Body body) {
-  auto world = parallel::World::join();
-  set_threads(threads, parallel::read_launch().local_size);
-  try {
-    const int status = body(*world);
-    world->leave();
-    return status;
-  } catch (const std::exception& error) {
-    world->leave(error.what());
-    throw;
-  }
 }
 
 }  // namespace

@@ -1,0 +1,238 @@
+#include "trainer/address_cache.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <mutex>
+
+#include "checkpoints/manifest.h"
+#include "checkpoints/pieces.h"
+#include "trainer/model_io.h"
+
+namespace cairn {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+// A lock on one folder of the cache: shared while a process uses it, exclusive to build or remove it.
+class EntryLock {
+ public:
+  explicit EntryLock(const fs::path& entry) {
+    const fs::path path = entry.parent_path() / (".lock-" + entry.filename().string());
+    fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (fd_ < 0)
+      throw std::runtime_error(fmt::format("cannot write {}: {}; a step that is not stored is rebuilt into that folder",
+                                           path.string(), std::strerror(errno)));
+  }
+  ~EntryLock() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  EntryLock(EntryLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  void shared() { lock(LOCK_SH); }
+  void release() { lock(LOCK_UN); }
+  bool try_exclusive() { return ::flock(fd_, LOCK_EX | LOCK_NB) == 0; }
+
+ private:
+  void lock(int how) {
+    while (::flock(fd_, how) != 0) {
+      if (errno != EINTR) throw std::runtime_error(fmt::format("cannot lock the cache: {}", std::strerror(errno)));
+    }
+  }
+  int fd_ = -1;
+};
+
+// Locks of what this process uses, until it ends.
+std::map<std::string, EntryLock>& used() {
+  static std::map<std::string, EntryLock> locks;
+  return locks;
+}
+std::recursive_mutex used_mutex;  // a state may hang on another run's (model.from)
+
+bool whole(const fs::path& folder) { return fs::exists(folder) && !checkpoints::verify_folder(folder); }
+
+void touch(const fs::path& folder) {
+  std::error_code ignored;  // a cache that cannot be written can still be read
+  fs::last_write_time(folder / checkpoints::kManifestName, fs::file_time_type::clock::now(), ignored);
+}
+
+void remove_folder(const fs::path& folder) {
+  const fs::path hidden = folder.parent_path() / (checkpoints::kDeletedPrefix + folder.filename().string());
+  fs::remove_all(hidden);
+  fs::rename(folder, hidden);
+  fs::remove_all(hidden);
+}
+
+uint64_t bytes_of(const fs::path& folder) {
+  try {
+    return checkpoints::read_manifest(folder).bytes();
+  } catch (const std::exception&) {
+    return 0;
+  }
+}
+
+// Removes what was used longest ago until the rest fits.
+void evict(const fs::path& cache) {
+  struct Entry {
+    fs::path folder;
+    fs::file_time_type used;
+    uint64_t bytes;
+  };
+  std::vector<Entry> entries;
+  uint64_t total = 0;
+  std::error_code error;
+  for (auto it = fs::directory_iterator(cache, error); !error && it != fs::directory_iterator(); it.increment(error)) {
+    if (!it->path().filename().string().starts_with("step-")) continue;
+    const auto time = fs::last_write_time(it->path() / checkpoints::kManifestName, error);
+    if (error) {
+      error.clear();  // another process removed it
+      continue;
+    }
+    entries.push_back({it->path(), time, bytes_of(it->path())});
+    total += entries.back().bytes;
+  }
+  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.used < b.used; });
+  for (const Entry& entry : entries) {
+    if (total <= cache_limit()) return;
+    EntryLock lock(entry.folder);
+    if (!lock.try_exclusive()) continue;  // in use
+    if (fs::exists(entry.folder)) remove_folder(entry.folder);
+    total -= entry.bytes;
+  }
+}
+
+void write_tokenizer(checkpoints::FolderCommit& folder, const data::Tokenizer& tokenizer) {
+  std::string pattern = (fs::temp_directory_path() / "cairn-tokenizer-XXXXXX").string();
+  if (!::mkdtemp(pattern.data()))
+    throw std::runtime_error(fmt::format("cannot create {}: {}", pattern, std::strerror(errno)));
+  tokenizer.save(pattern);
+  for (const auto& entry : fs::directory_iterator(pattern)) folder.copy(entry.path().filename().string(), entry.path());
+  fs::remove_all(pattern);
+}
+
+void write_model_files(checkpoints::FolderCommit& folder, const models::Decoder& model) {
+  folder.write("config.json", config_text(model));
+  folder.write("generation_config.json", generation_config_text(model));
+  folder.write_model(disk_model(model).views);
+}
+
+// A decoder of the same shape that holds the average.
+std::unique_ptr<models::Decoder> averaged(const models::DecoderConfig& config,
+                                          const std::function<at::Tensor(const std::string&)>& read) {
+  const at::NoGradGuard no_grad;
+  auto model = std::make_unique<models::Decoder>(config);
+  for (const auto& parameter : model->parameters().all())
+    parameter.value().copy_(read("ema." + parameter.name).view(parameter.value().sizes()));
+  return model;
+}
+
+}  // namespace
+
+fs::path cache_folder(const fs::path& run) { return run / "cache"; }
+
+uint64_t cache_limit() {
+  const char* text = std::getenv("CAIRN_CACHE_GIB");
+  if (!text || !*text) return uint64_t{4} << 30;
+  char* end = nullptr;
+  const double gib = std::strtod(text, &end);
+  if (*end || !(gib >= 0))
+    throw std::invalid_argument(fmt::format("CAIRN_CACHE_GIB: found '{}', expected a number of GiB", text));
+  return static_cast<uint64_t>(gib * (1 << 30));
+}
+
+fs::path cached(const fs::path& run, const std::string& name, const std::function<void(const fs::path&)>& build) {
+  const fs::path folder = fs::absolute(cache_folder(run) / name).lexically_normal();
+  const std::lock_guard guard(used_mutex);
+  if (used().contains(folder.string())) return folder;
+  std::error_code error;
+  fs::create_directories(folder.parent_path(), error);
+  if (error) {
+    throw std::runtime_error(fmt::format("cannot create {}: {}; a step that is not stored is rebuilt into that folder",
+                                         folder.parent_path().string(), error.message()));
+  }
+  EntryLock lock(folder);
+  // One builds; the others wait for its lock and find the folder.
+  for (int attempt = 0;; ++attempt) {
+    lock.shared();
+    if (whole(folder)) break;
+    lock.release();
+    if (lock.try_exclusive()) {
+      if (!whole(folder)) {
+        if (fs::exists(folder)) remove_folder(folder);
+        build(folder);
+      }
+      lock.shared();
+      break;
+    }
+    if (attempt == 500)
+      throw std::runtime_error(
+          fmt::format("{} is damaged, and in use by another process: end that, or delete the folder", folder.string()));
+    ::usleep(20'000);
+  }
+  touch(folder);
+  used().emplace(folder.string(), std::move(lock));
+  evict(folder.parent_path());
+  return folder;
+}
+
+void write_state(const fs::path& target, Stepper& stepper, Part part, double elapsed,
+                 const std::function<void()>& before_commit) {
+  State& state = stepper.state();
+  checkpoints::FolderCommit folder(target);
+  static constexpr const char* kKinds[] = {"full", "weights", "ema"};
+  Json about{{"step", state.step}, {"kind", kKinds[static_cast<int>(part)]}};
+  write_tokenizer(folder, *stepper.tokenizer());
+  if (part == Part::ema) {
+    std::map<std::string, at::Tensor> average;
+    if (state.ema())
+      for (const auto& [name, tensor] : state.ema()->state()) average["ema." + name] = tensor;
+    if (average.empty())
+      throw std::runtime_error(fmt::format("step {} has no moving average: the run's optim.ema is 0", state.step));
+    write_model_files(folder, *averaged(state.model().config(), [&](const auto& name) { return average.at(name); }));
+  } else {
+    write_model_files(folder, state.model());
+    about["digest"] = state.digest().hex();
+  }
+  if (part == Part::full) {
+    std::vector<at::Tensor> owners;
+    std::vector<checkpoints::TensorView> views;
+    for (const auto& extra : state.extras()) {
+      owners.push_back(extra.tensor.cpu().contiguous());
+      views.push_back(view_of(extra.name, owners.back()));
+    }
+    folder.write_safetensors("training/optimizer.safetensors", views);
+    folder.write("training/state.json", Json{{"step", state.step},
+                                             {"updates", state.optimizer().steps_done()},
+                                             {"tokens", stepper.tokens},
+                                             {"elapsed", elapsed},
+                                             {"digest", about.at("digest")}}
+                                                .dump(2) +
+                                            "\n");
+  }
+  if (before_commit) before_commit();
+  folder.commit(about);
+}
+
+void write_ema(const fs::path& target, const fs::path& from) {
+  auto saved = checkpoints::PiecedTensors::open(from / "training" / "optimizer");
+  const auto config = models::decoder_config(read_model_config(from.string()), false);
+  checkpoints::FolderCommit folder(target);
+  for (const auto& entry : fs::directory_iterator(from)) {
+    const std::string name = entry.path().filename().string();
+    const bool model = name == "config.json" || name == "generation_config.json" || name.starts_with("model");
+    if (entry.is_regular_file() && !model && name != checkpoints::kManifestName) folder.copy(name, entry.path());
+  }
+  const auto model = averaged(config, [&](const std::string& name) {
+    if (!saved.contains(name)) {
+      throw std::runtime_error(
+          fmt::format("{} has no moving average ({} is not in it): the run's optim.ema is 0", from.string(), name));
+    }
+    return tensor_of(saved.get(name));
+  });
+  write_model_files(folder, *model);
+  folder.commit({{"step", checkpoints::read_manifest(from).about.value("step", 0)}, {"kind", "ema"}});
+}
+
+}  // namespace cairn
