@@ -30,19 +30,21 @@ data::Batch random_rows(const Size& size, int64_t first, int64_t count) {
 // Seconds of the weights' products of one micro-batch, on the run's own weights and gradients and in the order of a
 // step: y = x W^T block by block, the head's in chunks (its logits are never held whole), then dx = dy W, dW += dy^T x
 // the way back.
-double weight_products(State& state, const Size& s, int repeat) {
+double weight_products(State& state, const Size& s, int repeat, const at::TensorOptions& like) {
   at::NoGradGuard no_grad;
   const int64_t rows = s.micro_batch * s.context, head_rows = std::min<int64_t>(rows, 256);
   struct Product {
     at::Tensor w, dw, x, y, dx;
   };
+  const at::ScalarType type = like.dtype().toScalarType();
   // Products of equal shape share their activations.
   std::map<std::tuple<int64_t, int64_t, int64_t>, Product> shapes;
   auto product = [&](const at::Tensor& leaf, int64_t n) {
     const int64_t out = leaf.size(0), in = leaf.size(1);
     Product& shape = shapes[{n, in, out}];
-    if (!shape.x.defined()) shape = {{}, {}, at::randn({n, in}), at::randn({n, out}), at::empty({n, in})};
-    return Product{leaf.detach(), leaf.grad(), shape.x, shape.y, shape.dx};
+    if (!shape.x.defined())
+      shape = {{}, {}, at::randn({n, in}, like), at::randn({n, out}, like), at::empty({n, in}, like)};
+    return Product{leaf.detach().to(type), leaf.grad().to(type), shape.x, shape.y, shape.dx};
   };
   std::vector<Product> blocks;
   const at::Tensor* last = nullptr;
@@ -62,6 +64,7 @@ double weight_products(State& state, const Size& s, int repeat) {
         for (const Product& p : blocks) forward(p);
         for (int64_t row = 0; row < rows; row += head_rows) forward(head), backward(head);
         for (auto p = blocks.rbegin(); p != blocks.rend(); ++p) backward(*p);
+        wait_for(like.device());
       },
       1, repeat);
 }
@@ -140,7 +143,7 @@ nlohmann::ordered_json bench_train(const TrainBenchOptions& options) {
   if (options.ceiling) {
     const int64_t micro_batches = batch / s.micro_batch;
     const auto like = at::TensorOptions(device.is_cpu() ? at::kFloat : settings.products).device(device);
-    const double weights = weight_products(s, options.steps, like) * micro_batches,
+    const double weights = weight_products(state, s, options.steps, like) * micro_batches,
                  attention = attention_products(s, options.steps, like) * micro_batches;
     const double optimizer = timed(
         [&] {
