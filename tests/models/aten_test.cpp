@@ -188,6 +188,7 @@ TEST(AtenDecoder, ComputesWhatTheTwinsCompute) {
           json = {{"model_type", family}, {"vocab_size", 61}, {"n_embd", 32},
                   {"n_layer", 3},         {"n_head", 4},      {"n_positions", 64}};
         if (family == std::string("gemma3_text")) json["sliding_window"] = 9;
+        if (json.contains("hidden_size") && family != std::string("gpt_neox")) json["num_key_value_heads"] = 2;
         const std::string name = fmt::format("{} dropout {} {}", family, dropout, c10::toString(products));
         struct Result {
           models::Loss loss;
