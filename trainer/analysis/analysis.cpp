@@ -59,7 +59,11 @@ int jobs_for(const States& states, int wanted) {
   if (wanted > 0) return wanted;
   int64_t elements = 0;
   const auto weights = states.weights(0);
-  for (const std::string& name : weights->names()) elements += weights->get(name).view.numel();
+  for (const std::string& name : weights->names()) {
+    int64_t count = 1;
+    for (const int64_t extent : weights->shape(name)) count *= extent;
+    elements += count;
+  }
   const int64_t available = available_memory();
   const bool fits = available == 0 || 2 * 3 * 4 * elements < available * 3 / 4;
   return std::min(threads, fits ? 2 : 1);

@@ -31,6 +31,7 @@ class FolderWeights : public Weights {
   }
   const std::vector<std::string>& names() const override { return names_; }
   Tensor get(const std::string& name) const override { return {weights_->get(name), weights_}; }
+  std::vector<int64_t> shape(const std::string& name) const override { return weights_->get(name).shape; }
 
  private:
   std::shared_ptr<checkpoints::ModelWeights> weights_;
@@ -46,8 +47,8 @@ std::string folder_key(const fs::path& folder) {
       if (on_top && (file.path.ends_with(".safetensors") || file.path == "config.json")) files.push_back(file);
     }
   } else {
-    for (const auto& shard : checkpoints::ModelWeights::open(folder).files())
-      files.push_back(checkpoints::digest_file(shard.path()));
+    const auto weights = checkpoints::ModelWeights::open(folder);
+    for (const auto& shard : weights.files()) files.push_back(checkpoints::digest_file(shard.path()));
     files.push_back(checkpoints::digest_file(folder / "config.json"));
   }
   std::string text;
@@ -71,7 +72,7 @@ void check_equal_tensors(const std::string& first_address, const Weights& first,
   if (!lacking.empty()) refuse(fmt::format("tensor {} is missing", lacking.front()));
   if (!extra.empty()) refuse(fmt::format("tensor {} is not expected", extra.front()));
   for (const std::string& name : first.names()) {
-    const auto expected = first.get(name).view.shape, found = other.get(name).view.shape;
+    const auto expected = first.shape(name), found = other.shape(name);
     if (found != expected)
       refuse(fmt::format("tensor {} has shape [{}], expected [{}]", name, fmt::join(found, ", "),
                          fmt::join(expected, ", ")));
@@ -131,24 +132,33 @@ States::States(std::vector<Located> located, Settings settings, bool trajectory)
       throw std::invalid_argument(
           fmt::format("{} and {} are both step {}: a set has one state a step", before->second, one.address, step));
   }
-  if (trajectory && !run_.empty()) {
-    shared_->trajectory = open_trajectory(run_);
-    if (shared_->trajectory) {
-      for (const int64_t step : shared_->trajectory->steps()) {
-        if (!steps.contains(step))
-          states_.push_back({.address = fmt::format("{}@{}", run_.string(), step), .step = step});
-      }
-    }
-  }
+  if (trajectory && !run_.empty()) join_trajectory();
   std::stable_sort(states_.begin(), states_.end(), [](const auto& a, const auto& b) { return a.step < b.step; });
-  const bool mixed =
-      std::any_of(states_.begin(), states_.end(), [](const StateInfo& state) { return state.folder.empty(); });
-  if (mixed) common_ = shared_->trajectory->dtype();
   const auto first = weights(0);
+  bool layout_known = false;  // a trajectory has one
   for (size_t i = 1; i < states_.size(); ++i) {
-    if (states_[i].folder.empty() && i > 1) continue;  // a trajectory has one layout
+    if (states_[i].folder.empty() && std::exchange(layout_known, true)) continue;
     check_equal_tensors(states_[0].address, *first, states_[i].address, *weights(i));
   }
+}
+
+void States::join_trajectory() {
+  const auto trajectory = open_trajectory(run_);
+  if (!trajectory) return;
+  const size_t expected = weights(0)->names().size();
+  if (trajectory->names() != weights(0)->names()) {
+    notes_.push_back(fmt::format("{}/trajectory holds {} of the model's {} tensors; it is left aside", run_.string(),
+                                 trajectory->names().size(), expected));
+    return;
+  }
+  std::set<int64_t> stored;
+  for (const StateInfo& state : states_) stored.insert(state.step);
+  for (const int64_t step : trajectory->steps()) {
+    if (stored.contains(step)) continue;
+    states_.push_back({.address = fmt::format("{}@{}", run_.string(), step), .step = step});
+    common_ = trajectory->dtype();
+  }
+  shared_->trajectory = trajectory;
 }
 
 std::string States::key(size_t i) const {

@@ -45,8 +45,9 @@ class Weights {
   };
   virtual ~Weights() = default;
   virtual const std::vector<std::string>& names() const = 0;  // sorted
-  // Throws std::runtime_error where there is none of that name. Any thread.
+  // Throw std::runtime_error where there is none of that name. Any thread.
   virtual Tensor get(const std::string& name) const = 0;
+  virtual std::vector<int64_t> shape(const std::string& name) const = 0;
 };
 
 // Rows of tokens that every state is asked about.
@@ -74,6 +75,9 @@ class States {
   // from it. Nothing: as they are.
   std::optional<checkpoints::DType> common_dtype() const { return common_; }
 
+  // What the user should know: a trajectory that is left aside, and why.
+  const std::vector<std::string>& notes() const { return notes_; }
+
   // What follows may be called on any thread.
   // Digest of the state's weights and config.json, from manifests where there are any; empty: not known, so nothing
   // that uses the state is cached.
@@ -93,11 +97,13 @@ class States {
  private:
   struct Shared;
   States();
+  void join_trajectory();
 
   std::vector<StateInfo> states_;
   Settings settings_;
   std::filesystem::path run_;
   std::optional<checkpoints::DType> common_;
+  std::vector<std::string> notes_;
   std::shared_ptr<Shared> shared_;  // what is opened once, on demand
 };
 

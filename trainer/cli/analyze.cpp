@@ -87,6 +87,7 @@ int run_analyze(const Options& o) {
   // A run by its name alone stands for everything that it keeps.
   const bool whole_run = fs::exists(fs::path(o.set) / "run.yaml");
   const analysis::States states(locate_set(o.set, true), o.settings, whole_run && !o.stored);
+  for (const std::string& note : states.notes()) console.warn(note);
   fs::path out = o.out;
   if (out.empty()) out = states.run().empty() ? fs::path("analysis") : states.run() / "analysis";
   const auto found = analysis::analyze(

@@ -34,12 +34,12 @@ void flatten(const Json& value, size_t dimension, Measurement& m) {
     if (dimension == m.shape.size() && m.values.empty())
       m.shape.push_back(extent);
     else if (dimension >= m.shape.size() || m.shape[dimension] != extent)
-      throw std::invalid_argument("'value' holds arrays of different lengths");
+      throw std::invalid_argument("the arrays in 'value' are not of one shape");
     if (extent == 0) throw std::invalid_argument("'value' holds an empty array");
     for (const Json& item : value) flatten(item, dimension + 1, m);
     return;
   }
-  if (dimension != m.shape.size()) throw std::invalid_argument("'value' mixes numbers and arrays");
+  if (dimension != m.shape.size()) throw std::invalid_argument("the arrays in 'value' are not of one shape");
   if (!value.is_number() && !value.is_null())
     throw std::invalid_argument(fmt::format("'value' holds {} where a number is expected", value.type_name()));
   m.values.push_back(value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>());
