@@ -92,8 +92,10 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
         if touch:
             self.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        self.wait("document.readyState === 'complete'")  # of about:blank, whose loading would abort the page's
         browser.events.clear()
-        self.call("Page.navigate", url=pathlib.Path(path).absolute().as_uri())
+        went = self.call("Page.navigate", url=pathlib.Path(path).absolute().as_uri())
+        assert "errorText" not in went, went
         self.wait("location.protocol === 'file:' && document.readyState === 'complete'")
 
     def call(self, method, **params):
@@ -110,7 +112,7 @@ class Page:
         until = time.monotonic() + timeout
         while not self.value(expression):
             if time.monotonic() > until:
-                raise TimeoutError(f"{expression} did not come true in {timeout} s; errors: {self.errors()}")
+                raise TimeoutError(f"{expression} did not come true in {timeout} s; {self.value('location.href + document.readyState')}; errors: {self.errors()}")
             time.sleep(0.05)
 
     def _mine(self):

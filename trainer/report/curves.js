@@ -112,12 +112,15 @@ function turningPoints(run) {
 
 // Numbers of the whole model out of probes/ and analysis/.
 function measuredFigure(figure) {
-  const names = [...new Set(figure.of.flatMap(({ run, measure }) => runs[run].measures[measure].curves.map((curve) => curve.name)))];
-  const many = names.length > 7;
+  const all = figure.of.flatMap(({ run, measure }) => runs[run].measures[measure].curves);
+  const names = [...new Set(all.map((curve) => curve.name))].sort((a, b) => (b === "model") - (a === "model"));
+  // Too many for one plot, or of sizes that hide one another: one at a time.
+  const sizes = names.map((name) => Math.max(...all.filter((curve) => curve.name === name).map((curve) => Math.max(Math.abs(curve.lowest), Math.abs(curve.highest))))).filter((size) => size > 0);
+  const many = names.length > 7 || Math.max(...sizes) > 100 * Math.min(...sizes);
   let chosen = names[0];
   const choose = choice("what is drawn", names, chosen, (name) => { chosen = name; made.redraw(); });
   const made = frame({
-    id: figure.id, title: figure.title, unit: names.length === 1 && names[0] === "model" ? "whole model" : "outside the layers", linked: true, choices: many ? [choose] : [],
+    id: figure.id, title: figure.title, unit: names.length > 1 ? "outside the layers" : names[0] === "model" ? "whole model" : names[0], linked: true, choices: many ? [choose] : [],
     draw: () => {
       const traces = [], key = [], said = [];
       for (const { run, measure } of figure.of.filter(({ run }) => !view.hidden.has(run))) {

@@ -41,7 +41,8 @@ bool fits(std::string_view pattern, std::string_view name) {
 // "grad_norm" -> "Gradient norm".
 std::string words(const std::string& name) {
   static const std::map<std::string, std::string> kWords = {
-      {"grad", "gradient"}, {"cka", "CKA"}, {"rms", "RMS"}, {"kl", "KL"}, {"ema", "EMA"}, {"hessian", "Hessian"}};
+      {"grad", "gradient"}, {"cka", "CKA"},         {"rms", "RMS"},       {"kl", "KL"},
+      {"ema", "EMA"},       {"hessian", "Hessian"}, {"6sigma", "6 sigma"}};
   std::string out;
   for (size_t begin = 0; begin <= name.size();) {
     const size_t end = std::min(name.find('_', begin), name.size());

@@ -121,7 +121,7 @@ async function zoomTo(range, from = null) {
   view.range = range;
   applying = true;
   const whole = range || wholeRange();
-  for (const figure of figures) {
+  for (const figure of nearestFirst()) {
     if (!figure.linked || figure === from) continue;
     const change = { "xaxis.range": [...whole] };
     // The height that draw() gave, which another zoom may have changed.
@@ -133,6 +133,15 @@ async function zoomTo(range, from = null) {
   document.getElementById("whole").disabled = !range;
 }
 
+// What the reader sees comes first.
+function nearestFirst() {
+  const away = new Map(figures.map((figure) => {
+    const { top, bottom } = figure.root.getBoundingClientRect();
+    return [figure, bottom < 0 ? -bottom : Math.max(0, top - window.innerHeight)];
+  }));
+  return [...figures].sort((a, b) => away.get(a) - away.get(b));
+}
+
 // Between two plots the page stays alive.
 const breathe = () => new Promise((done) => setTimeout(done));
 let drawing = Promise.resolve(), waiting = 0;
@@ -142,7 +151,7 @@ function redrawAll() {
   drawing = drawing.then(async () => {
     // Of several that were asked for meanwhile only the last one draws.
     if (--waiting > 0) return;
-    for (const figure of figures) {
+    for (const figure of nearestFirst()) {
       try {
         await figure.redraw();
       } catch (error) {

@@ -71,7 +71,8 @@ function layersFigure(figure) {
   let of = figure.of[0];
   const measureOf = () => runs[of.run].measures[of.measure];
   const parts = [...new Set(figure.of.flatMap(({ run, measure }) => runs[run].measures[measure].parts.map((part) => part.part)))];
-  let part = parts[0];
+  // A map that says something first: the layer as a whole, or its first matrix.
+  let part = parts.includes("") ? "" : parts.find((name) => !/norm|ln_|bias/.test(name)) ?? parts[0];
   const named = (name) => (name === "" ? wholeLayer : name);
   const choices = runChoice(figure, (chosen) => { of = chosen; made.redraw(); });
   if (parts.length > 1) choices.push(choice("part of the layer", parts.map(named), named(part), (name) => { part = name === wholeLayer ? "" : name; made.redraw(); }));

@@ -73,6 +73,8 @@ function build() {
   if (missing) content.append(section("Not in this report", "missing", missing));
   const settings = runs.map((run) => [run, settingsOf(run)]).filter(([, parts]) => parts.length);
   if (settings.length) content.append(section("How it was made", "made", ...settings.flatMap(([run, parts]) => [many ? make("h3", { style: "margin:18px 0 8px" }, run.name, make("span", { class: "caption" }, ` ${modelWords(run)}`)) : null, ...parts].filter(Boolean))));
+  const jumps = [...content.querySelectorAll("h2")];
+  if (jumps.length > 1) document.getElementById("lead").after(make("nav", { "aria-label": "On this page" }, ...jumps.map((heading) => make("a", { href: `#${heading.id}` }, heading.textContent))));
   document.getElementById("foot").append(make("p", {}, `Made ${data.made.replace("T", " ").replace("Z", " UTC")} by cairn report from ${runs.map((run) => run.path).join(", ")}. Numbers are rounded to 7 digits; the run's own files have all of them. Plots: ${data.library} (MIT licence). The page asks no network.`));
 }
 

@@ -1,6 +1,7 @@
 #include "trainer/report/measures.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -144,11 +145,10 @@ class Metric {
       }
     }
     if (left_out) note(fmt::format("{} of its names are left out of the page", left_out));
-    if (!curves.empty()) {
-      out_.push_back(entry("curves"));
-      out_.back()["curves"] = curves;
-    }
     layers(parts);
+    if (curves.empty()) return;
+    out_.push_back(entry("curves"));
+    out_.back()["curves"] = curves;
   }
 
   void layers(Parts& parts) {
