@@ -3,6 +3,7 @@
 #include "trainer/run_files.h"
 #include "trainer/setup.h"
 #include "trainer/train.h"
+#include "trainer/trajectory.h"
 
 namespace cairn {
 
@@ -39,11 +40,13 @@ nlohmann::ordered_json dry_run(const config::RunConfig& config) {
           (2 + lanes + moments + (stage.optim.ema > 0 ? 1 : 0) + (config.checkpoints.async ? 1 + moments : 0)) +
       activations;
   const double checkpoint = 4 * parameters * (1 + moments + (stage.optim.ema > 0 ? 1 : 0));
-  int64_t checkpoints_due = 0;
+  int64_t checkpoints_due = 0, trajectory_due = 0;
   if (last) {
-    const auto schedule = checkpoint_schedule(config.checkpoints);
-    for (int64_t n = 0; n <= *last; ++n) checkpoints_due += schedule.due(n, *last);
+    const auto schedule = checkpoint_schedule(config.checkpoints), trajectory = trajectory_schedule(config.trajectory);
+    for (int64_t n = 0; n <= *last; ++n) checkpoints_due += schedule.due(n, *last), trajectory_due += trajectory.due(n);
   }
+  // Every tensor, compressed as far as the benchmark says at worst.
+  const double stored = config.trajectory.dtype == "float32" ? 4 * 0.86 : 2 * 0.72;
   const double peak = sgemm_peak_gflops(0.2);
   const int64_t step_tokens = static_cast<int64_t>(stage.train.batch) * stage.data.context;
   const double step_seconds = step_flops(model, step_tokens, stage.data.context) / 1e9 / peak / 0.7;
@@ -59,6 +62,8 @@ nlohmann::ordered_json dry_run(const config::RunConfig& config) {
     out["checkpoints"] = checkpoints_due;
     out["disk_bytes"] = static_cast<int64_t>(
         checkpoint * (config.checkpoints.keep.all ? checkpoints_due : config.checkpoints.keep.last));
+    out["trajectory_steps"] = trajectory_due;
+    out["trajectory_bytes"] = static_cast<int64_t>(stored * parameters * trajectory_due);
     out["epochs"] = static_cast<double>(*last) * step_tokens / std::max<int64_t>(1, train_tokens);
     out["seconds"] = step_seconds * *last;  // products at 70% of this machine's measured peak
   }

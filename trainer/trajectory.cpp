@@ -50,14 +50,18 @@ void sync_file(const fs::path& path) {
 
 }  // namespace
 
+checkpoints::Schedule trajectory_schedule(const config::TrajectoryOptions& options) {
+  return {.every = options.every,
+          .log_spaced = options.log_spaced ? checkpoints::Spacing::doubling : checkpoints::Spacing::none,
+          .at = options.at,
+          .at_end = false};
+}
+
 TrajectoryHook::TrajectoryHook(const config::RunConfig& config, const fs::path& run, State& state, bool writes,
                                int64_t keep_to)
     : journal_(run / "journal.jsonl") {
   const auto& options = config.trajectory;
-  schedule_ = {.every = options.every,
-               .log_spaced = options.log_spaced ? checkpoints::Spacing::doubling : checkpoints::Spacing::none,
-               .at = options.at,
-               .at_end = false};
+  schedule_ = trajectory_schedule(options);
   const bool wanted = options.every > 0 || options.log_spaced || !options.at.empty();
   if (!writes) return;
   const fs::path folder = run / "trajectory";

@@ -13,6 +13,9 @@
 
 namespace cairn {
 
+// The rules of `trajectory:`; none is ever due where it is off.
+checkpoints::Schedule trajectory_schedule(const config::TrajectoryOptions& options);
+
 class TrajectoryHook {
  public:
   // For the first rank (`writes`; on others every call does nothing). Steps after `keep_to` are dropped: a run that

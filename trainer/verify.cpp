@@ -265,6 +265,12 @@ struct Kind {
 constexpr Kind kKinds[] = {
     {"a run", [](const fs::path& p) { return has(p, "run.yaml") || has(p, "journal.jsonl") || has(p, "checkpoints"); },
      verify_run},
+    {"a trajectory",
+     [](const fs::path& p) {
+       return checkpoints::trajectory::is_trajectory(fs::is_directory(p) ? p : p.parent_path()) &&
+              (fs::is_directory(p) || p.extension() == ".h5");
+     },
+     verify_trajectory},
     {"a checkpoint",
      [](const fs::path& p) {
        return has(p, checkpoints::kManifestName) ||
@@ -272,12 +278,6 @@ constexpr Kind kKinds[] = {
                checkpoints::Store::step_of(fs::absolute(p).lexically_normal().filename().string()));
      },
      verify_checkpoint},
-    {"a trajectory",
-     [](const fs::path& p) {
-       return checkpoints::trajectory::is_trajectory(fs::is_directory(p) ? p : p.parent_path()) &&
-              (fs::is_directory(p) || p.extension() == ".h5");
-     },
-     verify_trajectory},
     {"a model folder", [](const fs::path& p) { return has(p, "config.json") || holds_safetensors(p); }, verify_model},
     {"a safetensors file or an index",
      [](const fs::path& p) {

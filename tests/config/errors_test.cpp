@@ -70,8 +70,7 @@ TEST_F(ErrorsTest, TypesAndRanges) {
        "data.train.5.text: found '5' where a list is, expected a number from 0 to 1 (the last one appends)"},
       {"objective=grpo", "objective: found 'grpo', which is not there yet, expected one of pretrain"},
       {"objective=pretrian", "objective: found 'pretrian', expected one of pretrain (did you mean 'pretrain'?)"},
-      {"trajectory.every=10",
-       "trajectory.every: found 10, expected 0: trajectories cannot be written yet; `checkpoints` store weights"},
+      {"trajectory.codec=gzip", "trajectory.codec: found 'gzip', expected one of plain, zstd, delta"},
   };
   for (const auto& [assignment, message] : cases)
     EXPECT_EQ(error_of(minimal(), {assignment}), "command line: " + message) << assignment;

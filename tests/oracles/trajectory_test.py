@@ -71,7 +71,7 @@ def expect_equals_checkpoints(run, steps, dtype, names=None):
                 assert (bits(read(file, name, stored.index(step))) == bits(want.numpy())).all(), (name, step)
                 compared += 1
         assert compared > 10
-    assert json.loads(cairn("verify", run, "--json").stdout)["ok"]
+    assert json.loads(cairn("verify", run, "--json").stdout)["verified"]
 
 
 def test_h5py_reads_every_codec_to_the_bit():
@@ -86,7 +86,7 @@ def test_h5py_reads_every_codec_to_the_bit():
         # delta -> plain, by the program; plain needs no filter that HDF5 does not have.
         source, plain = os.path.join(folder, "delta-bfloat16"), os.path.join(folder, "exported")
         made = json.loads(cairn("export", source, "--format", "hdf5", "--out", plain, "--json").stdout)
-        assert made["steps"] == len(STORED) and json.loads(cairn("verify", plain, "--json").stdout)["ok"]
+        assert made["steps"] == len(STORED) and json.loads(cairn("verify", plain, "--json").stdout)["verified"]
         with join(source) as a, h5py.File(os.path.join(plain, "trajectory.h5")) as b:
             assert (a["steps"][:] == b["steps"][:]).all()
             for name in a["delta"]:
@@ -124,7 +124,7 @@ def test_export_of_models():
         exported, stored = load_file(os.path.join(hf, "model.safetensors")), weights(run, 20)
         assert exported.keys() == stored.keys() and all(torch.equal(exported[n], stored[n]) for n in stored)
         assert sorted(os.listdir(hf)) == sorted(n for n in os.listdir(os.path.join(run, "checkpoints", "step-00000020")) if n != "training")
-        assert json.loads(cairn("verify", hf, "--json").stdout)["ok"]
+        assert json.loads(cairn("verify", hf, "--json").stdout)["verified"]
         # A run without a trajectory: its stored steps.
         cairn("export", run, "--format", "hdf5", "--out", series)
         with h5py.File(os.path.join(series, "trajectory.h5")) as file:
@@ -138,6 +138,19 @@ def resume(run, **options):
     return subprocess.Popen([CAIRN, "resume", run], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
 
 
+def wait_for_steps(process, run):
+    """Until the run has made a step since now."""
+    path = os.path.join(run, "journal.jsonl")
+
+    def state():
+        return (os.stat(path).st_ino, os.path.getsize(path)) if os.path.exists(path) else None
+    before, start = state(), time.time()
+    while state() == before or not state() or state()[1] == 0:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.time() - start < 60
+        time.sleep(0.01)
+
+
 def test_thirty_kills_lose_nothing_that_was_sealed():
     draw = random.Random(5)
     with workspace() as folder:
@@ -145,18 +158,20 @@ def test_thirty_kills_lose_nothing_that_was_sealed():
                    "optim.schedule.name": "constant", "optim.schedule.decay": None, "trajectory.dtype": "bfloat16"}
         file, run = settings(folder, **changes), os.path.join(folder, "run")
         process = subprocess.Popen([CAIRN, "train", file, "--run", run], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while not os.path.exists(os.path.join(run, "journal.jsonl")):
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.02)
+        wait_for_steps(process, run)
         sealed, before = 0, 0
-        for _ in range(30):
-            time.sleep(draw.uniform(0.02, 0.9))
+        for i in range(30):
+            if i % 2:  # while it writes
+                wait_for_steps(process, run)
+                time.sleep(draw.uniform(0, 0.25))
+            else:  # while it starts, or later
+                time.sleep(draw.uniform(0, 0.8))
             assert process.poll() is None, process.communicate()[1]
             process.send_signal(signal.SIGKILL)
             process.wait()
             if os.path.exists(os.path.join(run, "trajectory", "trajectory.h5")):
                 done = cairn("verify", os.path.join(run, "trajectory"), "--json", check=False)
-                assert json.loads(done.stdout)["ok"], done.stdout
+                assert json.loads(done.stdout)["verified"], done.stdout
                 with join(run) as trajectory:
                     steps = list(trajectory["steps"][:])
                     name = "weights/model.embed_tokens.weight"
@@ -171,6 +186,7 @@ def test_thirty_kills_lose_nothing_that_was_sealed():
                 assert len(steps) > max(stored, default=-1) >= before, (len(steps), stored, before)
                 before, sealed = max(stored, default=0), max(sealed, len(steps))
             process = resume(run)
+        wait_for_steps(process, run)
         process.send_signal(signal.SIGTERM)
         err = process.communicate(timeout=60)[1]
         assert process.returncode == 0, err
@@ -197,13 +213,13 @@ def test_a_full_disk_is_named_and_a_resume_completes():
             resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
         done = subprocess.run([CAIRN, "train", file, "--run", run], capture_output=True, text=True, preexec_fn=limit, restore_signals=False)
         assert done.returncode == 1 and "segment-00001.h5" in done.stderr and "free space" in done.stderr, done.stderr
-        assert json.loads(cairn("verify", run, "--json").stdout)["ok"]
+        assert json.loads(cairn("verify", run, "--json").stdout)["verified"]
         with join(run) as trajectory:
             assert list(trajectory["steps"][:]) == [2, 4]
         assert cairn("resume", run).returncode == 0
         with join(run) as trajectory:
             assert list(trajectory["steps"][:]) == [2, 4, *range(11, STEPS + 1)]
-        assert json.loads(cairn("verify", run, "--json").stdout)["ok"]
+        assert json.loads(cairn("verify", run, "--json").stdout)["verified"]
 
 
 def test_a_flipped_bit_is_found():
@@ -221,7 +237,7 @@ def test_a_flipped_bit_is_found():
             assert done.returncode == 1 and os.path.basename(path) in json.dumps(json.loads(done.stdout)["fault"]), (path, done.stdout)
             with open(path, "wb") as file:
                 file.write(whole)
-        assert json.loads(cairn("verify", run, "--json").stdout)["ok"]
+        assert json.loads(cairn("verify", run, "--json").stdout)["verified"]
 
 
 def test_a_tensor_over_a_hundred_steps_costs_its_own_bytes():

@@ -94,6 +94,10 @@ Action train_verb(CLI::App& command) {
                      report.at("epochs").get<double>());
           fmt::print("checkpoints      {}, {:.2f} GiB on disk\n", report.at("checkpoints").get<int64_t>(),
                      report.at("disk_bytes").get<double>() / (1 << 30));
+          if (const auto stored = report.at("trajectory_steps").get<int64_t>(); stored > 0) {
+            fmt::print("trajectory       {} steps, at most {:.2f} GiB on disk\n", stored,
+                       report.at("trajectory_bytes").get<double>() / (1 << 30));
+          }
           fmt::print("time             about {} (products at 70% of this machine's peak)\n",
                      duration(report.at("seconds").get<double>()));
         }

@@ -183,10 +183,6 @@ void check_train(const RunConfig& config) {
         fmt::format(
             "found {} without anything to validate on, expected data.validation or data.validation_fraction, or 0",
             config.eval.every));
-  if (config.trajectory.every != 0)
-    config.fail("trajectory.every",
-                fmt::format("found {}, expected 0: trajectories cannot be written yet; `checkpoints` store weights",
-                            config.trajectory.every));
 }
 
 }  // namespace
