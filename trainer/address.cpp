@@ -58,8 +58,8 @@ int64_t best_step(const fs::path& run, const std::string& wanted) {
   std::map<int64_t, double> values;
   std::set<std::string> names;
   for (const auto& stored : checkpoints::Store(run, checkpoints::Store::Mode::read).list()) {
-    for (const auto& [metric, value] : stored.manifest.about.value("metrics", Json::object()).items())
-      names.insert(metric);
+    const Json metrics = stored.manifest.about.value("metrics", Json::object());
+    for (const auto& [metric, value] : metrics.items()) names.insert(metric);
     if (const auto value = stored.metric(name)) values[stored.step] = *value;
   }
   for (const Json& line : checkpoints::read_journal(run / "journal.jsonl")) {

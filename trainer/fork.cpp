@@ -44,7 +44,8 @@ class NewFolder {
 };
 
 void check_shapes(const Stepper& stepper, Stepper& from) {
-  const auto& wanted = models::Decoder(stepper.decoder_config()).parameters();
+  const models::Decoder decoder(stepper.decoder_config());  // memory is reserved, not touched
+  const auto& wanted = decoder.parameters();
   const auto& there = from.state().model().parameters();
   const auto shape = [](const auto& parameter) {
     return fmt::format("[{}]", fmt::join(parameter.value().sizes(), ", "));
