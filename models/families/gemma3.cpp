@@ -26,8 +26,10 @@ DecoderConfig from_config(ConfigReader& reader) {
   reader.require("use_bidirectional_attention", false, "the decoder is causal");
   const bool attention_bias = reader.boolean("attention_bias", false);
   const double scalar = reader.positive("query_pre_attn_scalar", 256);
-  if (reader.has("query_pre_attn_scalar"))
-    reader.write("query_pre_attn_scalar", reader.raw().at("query_pre_attn_scalar"));
+  // transformers takes an integer alone.
+  nlohmann::ordered_json written = 256;
+  if (reader.has("query_pre_attn_scalar")) written = reader.raw().at("query_pre_attn_scalar");
+  reader.write("query_pre_attn_scalar", written);
 
   const std::optional<int64_t> window = reader.optional_integer("sliding_window", 4096);
   // transformers writes it with an underscore, and either is read only where there are no layer_types.

@@ -137,7 +137,9 @@ TEST(Induction, OfUniformAttentionIsTheShareOfOneKey) {
     look_everywhere(run);
     double expected = 0;  // P = 8: rows 8 to 15; a window of 6 does not reach 7 rows back
     for (int64_t t = 8; t < 16 && type == std::string("llama"); ++t) expected += 1.0 / (t + 1) / 8;
-    for (const double score : probe(run, "induction").at({1, "layer.1"})) EXPECT_NEAR(score, expected, 1e-7) << type;
+    const auto found = probe(run, "induction");
+    ASSERT_EQ(found.at({1, "layer.1"}).size(), 4u);
+    for (const double score : found.at({1, "layer.1"})) EXPECT_NEAR(score, expected, 1e-7) << type;
   }
 }
 

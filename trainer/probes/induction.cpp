@@ -5,6 +5,7 @@
 // is 50, less where the context is shorter. From state n. A head whose window is shorter than P scores 0.
 #include "models/random.h"
 #include "trainer/probes/heads.h"
+#include "trainer/probes/pieces.h"
 
 namespace cairn {
 namespace {
@@ -24,10 +25,7 @@ class Induction : public Probe {
       throw std::invalid_argument(fmt::format(
           "probe induction: a context of {} holds no repeated tokens: expected at least {}", data.context, 4 + first));
     }
-    const data::Batch batch = repeated_tokens(state.model().config().vocab_size, period);
-    ModelInput input = model_input(batch);
-    input.pass.products = settings.products;
-    input.pass.reference = settings.reference;
+    ModelInput input = measuring_input(repeated_tokens(state.model().config().vocab_size, period), settings);
     // diagonal(-(P - 1))[j] is the attention of row j + P - 1 to row j.
     Heads heads([&](const at::Tensor& probabilities) {
       return probabilities.squeeze(0).diagonal(-(period - 1), 1, 2).narrow(1, first + 1, period);  // [H, P]

@@ -34,9 +34,7 @@ class NoiseScale : public Probe {
     const int64_t parts = batch_ / rows_;
     for (int64_t part = 0; part < parts; ++part) {
       const data::Batch batch = data.rows(part * rows_, rows_);
-      ModelInput input = model_input(batch);
-      input.pass.products = settings.products;
-      input.pass.reference = settings.reference;
+      ModelInput input = measuring_input(batch, settings);
       input.pass.dropout = settings.dropout;
       input.pass.dropout_seed = settings.dropout_seed;
       input.pass.step = state.step + 1;

@@ -135,10 +135,12 @@ void Probes::after(State& state, const StepData& data, const StepSettings& setti
   for (auto& entry : entries_) {
     if (entry.wanted) entry.probe->after(state, data, settings, result, entry.results);
   }
-  if (now() - last_write_ >= options_.write_seconds) finish();
+  // A long series takes long to write: at most a tenth of the time goes there.
+  if (now() - last_write_ >= std::max(options_.write_seconds, 10 * write_cost_)) finish();
 }
 
 void Probes::finish() {
+  const double begin = now();
   for (auto& entry : entries_) {
     auto& measured = entry.results.measured;
     if (measured.empty()) continue;
@@ -150,6 +152,7 @@ void Probes::finish() {
     measured.clear();
   }
   last_write_ = now();
+  write_cost_ = last_write_ - begin;
 }
 
 std::vector<Probes::Written> Probes::written() const {

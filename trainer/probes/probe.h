@@ -112,7 +112,7 @@ class Probes : public StepObserver {
 
   ProbeOptions options_;
   std::vector<Entry> entries_;
-  double last_write_ = 0;
+  double last_write_ = 0, write_cost_ = 0;  // seconds
   bool writes_ = true;
 };
 
