@@ -99,6 +99,14 @@ def write_events(run):
     lines[24].update(loss=None, grad_norm=None, events=[{"event": "nonfinite", "action": "skip"}])
     lines[39]["events"] = [{"event": "signal", "signal": "SIGUSR1"}, {"event": "<img src=x onerror=alert(1)>"}]
     write_journal(run, lines)
+    path = os.path.join(run, "build.json")
+    build = json.load(open(path))
+    build["resumptions"] = [{"after_step": 20, "time": "2026-01-02T03:04:05Z"}]
+    build["parent"] = {"run": "../mother", "step": 0, "digest": "0"}
+    with open(path, "w") as file:
+        json.dump(build, file)
+    with open(os.path.join(run, "forks.jsonl"), "w") as file:
+        file.write('{"run": "../child", "step": 30}\n{"run": "../tor')
 
 
 def rich(folder):
@@ -167,8 +175,9 @@ def test_one_run_in_four_views():
             for dark in (False, True):
                 opened = look(window, made["out"], "one", made["plots"], width, dark)
                 said = opened.value("document.body.innerText")
-                for words in ("Validation, bits per byte", "1 step without a finite loss", "The people", "7 parameters", "spike"):
-                    assert words.replace("7 ", "") in said, words
+                for words in ("Validation, bits per byte", "1 step without a finite loss", "The people", "23.7k parameters", "spike 1 ×", "resumed 1 ×", "fork of 1 ×", "forked 1 ×",
+                              "13 checkpoints stored"):
+                    assert words in said, (words, said)
                 settle(opened)
 
 
@@ -231,15 +240,18 @@ def test_numbers_are_those_of_the_run():
 
 def test_runs_compared():
     with workspace() as folder, browser.Browser() as window:
-        one, other = rich(folder), train(folder, "higher <b>lr", **{"optim.lr": 0.01, "model.num_hidden_layers": 3})
+        one, other = rich(folder), train(folder, "higher <b>lr", **{
+            "optim.lr": 0.01, "model.num_hidden_layers": 3, "train.steps": None, "optim.schedule.decay": None, "optim.schedule.name": "constant",
+            "stages": [{"name": "early", "steps": 30}, {"name": "late", "steps": 30, "optim": {"lr": 0.002, "schedule": {"name": "constant", "warmup": 0}}}]})
         write_measures(other, layers=3, seed=2)
         out = os.path.join(folder, "compared.html")
         made = report(one, other, "--out", out)
         for width, dark in ((1280, False), (390, True)):
             opened = look(window, out, "compared", made["plots"], width, dark)
             said = opened.value("document.body.innerText")
-            assert "optim.lr" in said and "model.num_hidden_layers" in said and "higher <b>lr" in said
-            assert "optim.betas" not in opened.value("document.getElementById('differs').parentElement.innerText")
+            assert "optim.lr" in said and "model.num_hidden_layers" in said and "higher <b>lr" in said and "stage late" in said and "2 stages." in said
+            differing = opened.value("document.getElementById('differs').parentElement.innerText")
+            assert "optim.betas" not in differing and "build.self" not in differing, differing
             names = opened.value("[...new Set(document.getElementById('figure-2').data.map((t) => t.line.color))]")
             assert len(names) == 2, names
             press(opened, "Runs", "base")

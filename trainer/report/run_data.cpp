@@ -208,7 +208,7 @@ class RunReader {
     out_["measures"] = Json::array();
     std::vector<std::pair<fs::path, std::string>> folders;
     for (const char* area : {"probes", "analysis"}) folders.emplace_back(path_ / area, area);
-    if (out_["kind"] == "series") folders.emplace_back(path_, out_["name"].get<std::string>());
+    if (out_["kind"] == "series") folders.emplace_back(path_, "analysis");
     for (const auto& [folder, area] : folders)
       for (Json& one : read_measures(folder, area, tokens_at, notes_)) out_["measures"].push_back(std::move(one));
     if (out_["kind"] == "series") {
@@ -244,8 +244,9 @@ Json differences(const Json& runs) {
   auto entries = [](const Json& run) {
     Json out = run.value("settings", Json::object());
     const Json build = run.value("build", Json::object());
+    // What says when and of which files a run is, is its own.
     for (const auto& [key, value] : build.items())
-      if (!value.is_structured()) out["build." + key] = value;
+      if (!value.is_structured() && key != "started" && key != "run_yaml" && key != "self") out["build." + key] = value;
     return out;
   };
   std::vector<Json> all;

@@ -36,7 +36,7 @@ function timelineFigure(figure) {
           marker: { symbol: style.marker, size: style.marker === "line" ? 4 : 10, color: style.colour, line: { width: style.open ? 2 : 0, color: style.colour } } });
       };
       for (const r of shownRuns()) {
-        const run = runs[r];
+        const run = runs[r], before = said.length;
         if ((run.stages || []).length) {
           const y = addRow(run, "stages");
           run.stages.forEach((stage, n) => {
@@ -55,7 +55,7 @@ function timelineFigure(figure) {
           for (const kind of kinds) {
             const style = { marker: kind === "full" ? "circle" : "circle-open", colour: colour(runs.length > 1 ? r : 0), open: kind !== "full" };
             markers(run, run.checkpoints.filter((c) => (c.kind || "full") === kind), y, style, (c) => `step ${number(c.step)}: ${kind} checkpoint, ${bytes(c.bytes)}, digest ${c.digest || "not given"}`);
-            key.set(`checkpoint, ${kind}`, { ...style, text: `checkpoint, ${kind}` });
+            key.set(`checkpoint, ${kind}`, { ...style, colour: runs.length > 1 ? css("--soft") : style.colour, text: `checkpoint, ${kind}` });
           }
           said.push(`${count(run.checkpoints.length, "checkpoint")} stored, ${bytes(run.checkpoints.reduce((sum, c) => sum + c.bytes, 0))} in all.`);
         }
@@ -69,6 +69,7 @@ function timelineFigure(figure) {
           }
           said.push(`Events: ${kinds.map((kind) => `${kind} ${number(run.events.filter((e) => e.event === kind).length)} ×`).join(", ")}.`);
         }
+        if (runs.length > 1 && said.length > before) said[before] = `${run.name}: ${said[before]}`;
       }
       const layout = layoutOf({ height: Math.max(110, 62 + 46 * row), x: sharedAxis(), annotations,
         y: { range: [-row + 0.55, 0.75], fixedrange: true, showticklabels: false, showgrid: true, tickvals: [...Array(row).keys()].map((i) => -i) } });
