@@ -102,21 +102,44 @@ void read_stages(Timeline& t) {
   }
 }
 
+bool is_run(const fs::path& path) { return fs::exists(path / "run.yaml"); }
+
+// A path of another run as build.json or forks.jsonl has it: absolute, or seen from here or from the run's folder.
+fs::path other_run(const fs::path& run, const std::string& path) {
+  if (is_run(path)) return path;
+  const fs::path beside = (run / path).lexically_normal();
+  return is_run(beside) ? beside : fs::path(path);
+}
+
+// States of `run` up to step `limit` that a replay can begin from, and those of the run that it was forked from.
+void collect_bases(const fs::path& run, const Json& build, const std::vector<checkpoints::StoredStep>& stored,
+                   int64_t limit, std::set<int64_t>& bases, int depth = 0) {
+  for (const auto& step : stored) {
+    const auto& files = step.manifest.files;
+    const bool whole =
+        std::any_of(files.begin(), files.end(), [](const auto& f) { return f.path == "training/state.json"; });
+    if (whole && step.step <= limit) bases.insert(step.step);
+  }
+  const Json parent = build.value("parent", Json());
+  if (!parent.is_object()) {
+    // The initialisation can be made again, unless it was weights (a folder, RUN@STEP) that have gone.
+    const Json from = build.value("settings", Json::object()).value("model", Json::object()).value("from", Json());
+    const std::string origin = from.is_string() ? from.get<std::string>() : "";
+    if (origin.empty() || fs::exists(origin) || fs::exists(origin.substr(0, origin.rfind('@')))) bases.insert(0);
+    return;
+  }
+  const fs::path above = other_run(run, parent.value("run", ""));
+  if (depth > 64 || !is_run(above)) return;
+  collect_bases(above, read_build(above), checkpoints::Store(above, checkpoints::Store::Mode::read).list(),
+                std::min(limit, parent.value("step", int64_t{0})), bases, depth + 1);
+}
+
 // Where replays begin, and how far an address may be from there.
 void find_range(Timeline& t) {
-  const Json model = t.build.value("settings", Json::object()).value("model", Json::object());
-  const Json parent = t.build.value("parent", Json());
-  t.first = parent.is_object() ? parent.value("step", int64_t{0}) : 0;
-  const Json from = model.value("from", Json());
-  // The initialisation can be made again, unless it was weights that have gone.
   std::set<int64_t> bases;
-  if (t.first == 0 && (!from.is_string() || fs::exists(from.get<std::string>()))) bases.insert(0);
-  for (const auto& step : t.stored) {
-    const auto& files = step.manifest.files;
-    if (std::any_of(files.begin(), files.end(), [](const auto& f) { return f.path == "training/state.json"; }))
-      bases.insert(step.step);
-  }
+  collect_bases(t.run, t.build, t.stored, t.steps, bases);
   t.bases.assign(bases.begin(), bases.end());
+  t.first = t.bases.empty() ? 0 : t.bases.front();
   for (size_t i = 0; i < t.bases.size(); ++i) {
     const int64_t next = i + 1 < t.bases.size() ? t.bases[i + 1] - 1 : t.steps;
     t.longest_replay = std::max(t.longest_replay, next - t.bases[i]);
@@ -132,22 +155,13 @@ void find_other_machines(Timeline& t) {
     begins.push_back(entry.value("after_step", int64_t{0}));
   for (size_t i = 0; i < begins.size(); ++i) {
     const int64_t to = i + 1 < begins.size() ? std::min(begins[i + 1], t.steps) : t.steps;
-    const int64_t from = std::max(begins[i], t.first) + 1;
+    const int64_t from = begins[i] + 1;
     if (from > to) continue;
     const auto differences = machine_differences(machine_after(t.build, begins[i]), here, true);
     if (!differences.empty())
       t.unverified.push_back(
           {from, to, fmt::format("another machine made them (here {})", fmt::join(differences, "; "))});
   }
-}
-
-bool is_run(const fs::path& path) { return fs::exists(path / "run.yaml"); }
-
-// A path of another run as build.json or forks.jsonl has it: absolute, or seen from here or from the run's folder.
-fs::path other_run(const fs::path& run, const std::string& path) {
-  if (is_run(path)) return path;
-  const fs::path beside = (run / path).lexically_normal();
-  return is_run(beside) ? beside : fs::path(path);
 }
 
 std::string identity(const fs::path& run) { return fs::weakly_canonical(run).string(); }

@@ -44,7 +44,7 @@ struct Timeline {
   std::vector<nlohmann::ordered_json> stages;  // {"name", "from", "to"}: the steps that each makes
   std::map<std::string, std::vector<Validated>> validation;
 
-  // Addresses RUN@first ... RUN@steps: stored, or replayed from the nearest base before.
+  // Addresses RUN@first ... RUN@steps: stored, or replayed from the nearest base before (a fork's may be its parent's).
   int64_t first = 0;
   std::vector<int64_t> bases;  // where a replay can begin: the initialisation, checkpoints with their optimizer
   int64_t longest_replay = 0;  // steps from a base to the address farthest from it
