@@ -37,21 +37,21 @@ std::string utc_now() {
 // Adds what is new to `now["validation"]`; a set whose data changed takes the place of what was recorded.
 void note_validation(Json& now, const data::SourceInfo& set, int64_t step, std::vector<std::string>& notes) {
   const Json json = source_json(set);
-  for (Json& was : now["validation"]) {
-    if (was.value("name", "") != set.name) continue;
-    if (was.value("digest", "") == json.at("digest")) return;
-    now["changes"].push_back({{"key", "data.validation." + set.name},
-                              {"was", was.value("digest", "")},
-                              {"now", json.at("digest")},
-                              {"after_step", step}});
+  // NOTE: no reference into `now` may be held where a key is added: its objects are vectors.
+  Json sets = now.value("validation", Json::array());
+  const auto known =
+      std::find_if(sets.begin(), sets.end(), [&](const Json& was) { return was.value("name", "") == set.name; });
+  if (known == sets.end()) {
+    sets.push_back(json);
+  } else if (const std::string was = known->value("digest", ""), is = json.at("digest"); was != is) {
+    now["changes"].push_back({{"key", "data.validation." + set.name}, {"was", was}, {"now", is}, {"after_step", step}});
     notes.push_back(
         fmt::format("the data of validation set '{}' ({}) changed (digest {} now, was {}): its losses after step {} "
                     "are not comparable with those before",
-                    set.name, set.path, json.at("digest").get<std::string>(), was.value("digest", "nothing"), step));
-    was = json;
-    return;
+                    set.name, set.path, is, was, step));
+    *known = json;
   }
-  now["validation"].push_back(json);
+  now["validation"] = sets;
 }
 
 void note_machine(Json& now, const Json& build, int64_t step, std::vector<std::string>& notes) {

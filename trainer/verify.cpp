@@ -132,11 +132,14 @@ std::vector<Checked> verify_committed(const fs::path& folder, const std::string&
                      fmt::format("the stored tensors have digest {}, the state that was saved had {}", found, digest)};
       what += ", the digest of the state";
     }
-  } else if (fs::exists(folder / "config.json")) {
-    holding(folder, [&] { return checkpoints::ModelWeights::open(folder).names().size(); });
   }
   if (!recorded.empty() && !digest.empty()) what += ", that of the journal";
-  return {{name, "checkpoint", what}};
+  std::vector<Checked> checked = {{name, "checkpoint", what}};
+  if (!fs::exists(state) && fs::exists(folder / "config.json")) {  // weights alone: an export
+    const auto more = verify_model(folder);
+    checked.insert(checked.end(), more.begin(), more.end());
+  }
+  return checked;
 }
 
 std::vector<Checked> verify_checkpoint(const fs::path& folder) { return verify_committed(folder, ""); }
@@ -229,7 +232,9 @@ std::vector<Checked> verify_run(const fs::path& run) {
     for (const auto& entry : fs::directory_iterator(run / "checkpoints"))
       if (const auto step = checkpoints::Store::step_of(entry.path().filename().string())) stored[*step] = entry.path();
   }
-  const int64_t last = digests.empty() ? first : digests.rbegin()->first;
+  const int64_t last = digests.empty() ? first : std::max(first, digests.rbegin()->first);
+  // The state that a fork begins with may have another optimizer or average than the one that the journal speaks of.
+  if (parent.is_object()) digests.erase(first);
   for (const auto& [step, folder] : stored) {
     if (step > last)
       throw Broken{folder.string(),
@@ -253,6 +258,30 @@ bool holds_safetensors(const fs::path& folder) {
   if (!fs::is_directory(folder)) return false;
   return std::any_of(fs::directory_iterator(folder), fs::directory_iterator(),
                      [](const auto& entry) { return entry.path().extension() == ".safetensors"; });
+}
+
+bool is_model(const fs::path& folder) {
+  return has(folder, checkpoints::kManifestName) || has(folder, "config.json") || holds_safetensors(folder);
+}
+
+// The folders of a series of models, one a step.
+std::vector<fs::path> series_of(const fs::path& folder) {
+  std::vector<fs::path> models;
+  if (!fs::is_directory(folder)) return models;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.is_directory() && !entry.path().filename().string().starts_with('.') && is_model(entry.path()))
+      models.push_back(entry.path());
+  std::sort(models.begin(), models.end());
+  return models;
+}
+
+std::vector<Checked> verify_series(const fs::path& folder) {
+  std::vector<Checked> checked;
+  for (const fs::path& model : series_of(folder)) {
+    const auto more = has(model, checkpoints::kManifestName) ? verify_checkpoint(model) : verify_model(model);
+    checked.insert(checked.end(), more.begin(), more.end());
+  }
+  return checked;
 }
 
 struct Kind {
@@ -279,6 +308,7 @@ constexpr Kind kKinds[] = {
      },
      verify_checkpoint},
     {"a model folder", [](const fs::path& p) { return has(p, "config.json") || holds_safetensors(p); }, verify_model},
+    {"a folder of models", [](const fs::path& p) { return !series_of(p).empty(); }, verify_series},
     {"a safetensors file or an index",
      [](const fs::path& p) {
        return p.extension() == ".safetensors" || p.string().ends_with(".safetensors.index.json");

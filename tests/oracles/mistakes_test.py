@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 
@@ -243,8 +244,174 @@ def test_one_writer():
         assert process.returncode == 0 and json.loads(out)["stopped_by"] == "signal"
 
 
+def build_of(run):
+    with open(os.path.join(run, "build.json")) as file:
+        return json.load(file)
+
+
+def test_a_run_needs_its_origin_for_the_start_alone():
+    with workspace() as folder:
+        first, _ = train(folder)
+        path = write_text(folder)
+        config = json.load(open(run_file(folder, path)))
+        del config["data"]["tokenizer"]
+        config["model"] = {"from": "run"}
+        file = os.path.join(folder, "from.yaml")
+        with open(file, "w") as out:
+            json.dump(config, out)
+        run, bare = os.path.join(folder, "with"), os.path.join(folder, "without")
+        cairn("train", file, "--run", run, "--json")
+        cairn("train", file, "checkpoints.every=0", "checkpoints.at_end=false", "--run", bare, "--json")
+        expected = digests(run)
+        assert stored(bare) == [] and digests(bare) == expected
+        for step in (30, 35, 40):
+            shutil.rmtree(os.path.join(run, "checkpoints", f"step-{step:08}"))
+        os.rename(first, first + "-moved")
+        done = cairn("resume", run)
+        assert "step 25" in done.stdout and "warning" not in done.stdout, done.stdout
+        assert digests(run) == expected and stored(run)[-1] == 40
+        cairn("data", "show", run + "@3")
+        refused(2, "run.yaml", "model.from", os.path.join(first, "checkpoints", "step-00000040"), "begins again", arguments=["resume", bare])
+        os.rename(first + "-moved", first)
+        cairn("resume", bare)
+        assert digests(bare) == expected
+
+
+def test_a_changed_validation_set_is_noted():
+    with workspace() as folder:
+        other = write_text(folder, "other.txt", seed=3)
+        changes = {"data.validation": [{"text": other, "name": "other"}], "eval.every": 20, "eval.sequences": 4}
+        run, _ = train(folder, **changes)
+        build = build_of(run)
+        assert [s["name"] for s in build["sources"]] == ["text"] and [s["name"] for s in build["validation"]] == ["other"]
+        before = digests(run)
+        with open(other, "a") as file:
+            file.write(" One more sentence.")
+        shutil.rmtree(os.path.join(run, "checkpoints", "step-00000040"))
+        done = cairn("resume", run)
+        assert "validation set 'other'" in done.stdout and "not comparable" in done.stdout, done.stdout
+        assert digests(run) == before
+        [change] = build_of(run)["changes"]
+        assert change["key"] == "data.validation.other" and change["after_step"] == 35 and change["was"] == build["validation"][0]["digest"]
+        assert change["now"] == build_of(run)["validation"][0]["digest"] != change["was"]
+        assert "validation" not in cairn("resume", run).stdout  # said once
+        assert "data.validation.other" in cairn("log", run).stdout and json.loads(cairn("verify", run, "--json").stdout)["verified"]
+
+
+def test_a_resume_elsewhere_is_noted():
+    with workspace() as folder:
+        run, _ = train(folder)
+        before = digests(run)
+        for step in (35, 40):
+            shutil.rmtree(os.path.join(run, "checkpoints", f"step-{step:08}"))
+        done = cairn("resume", run, "--threads", "2")
+        assert "from step 31 on" in done.stdout and "threads is 2, was 1" in done.stdout and "changes no bit" in done.stdout, done.stdout
+        [machine] = build_of(run)["machines"]
+        assert machine["after_step"] == 30 and machine["threads"] == 2 and machine["processor"] == build_of(run)["processor"]
+        assert digests(run) == before and build_of(run)["resumptions"][0]["after_step"] == 30
+        # Another product library setting, from an earlier step on: what was noted beyond it is void.
+        for step in (30, 35, 40):
+            shutil.rmtree(os.path.join(run, "checkpoints", f"step-{step:08}"))
+        done = cairn("resume", run, env={"MKL_CBWR": "COMPATIBLE"})
+        assert "from step 26 on" in done.stdout and "mkl_cbwr is COMPATIBLE, was " in done.stdout and "no bit" not in done.stdout, done.stdout
+        assert [m["after_step"] for m in build_of(run)["machines"]] == [25]
+        log = json.loads(cairn("log", run, "--json").stdout)
+        assert log["machines"] == build_of(run)["machines"] and [r["after_step"] for r in log["resumptions"]] == [30, 25], log
+        assert log["unverified"][0]["from"] == 26 and "mkl_cbwr" in log["unverified"][0]["why"]
+        assert "machine" in cairn("log", run).stdout
+
+
+def test_interrupted_before_the_first_step():
+    """SIGINT at any moment of the start: nothing torn; where the state stood already, it is stored and the exit is 0."""
+    with workspace() as folder:
+        path = write_text(folder)
+        config = run_file(folder, path, **{"train.steps": 6, **CONSTANT})
+        whole = os.path.join(folder, "whole")
+        cairn("train", config, "--run", whole, "--json")
+        ends = {}
+        begin = time.time()
+        cairn("train", config, "--run", os.path.join(folder, "timed"), "--json")
+        span = time.time() - begin
+        for n in range(12):
+            run = os.path.join(folder, f"run-{n}")
+            process = subprocess.Popen([CAIRN, "train", config, "--run", run, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            time.sleep(span * n / 14)
+            process.send_signal(signal.SIGINT)
+            out, errors = process.communicate(timeout=60)
+            ends.setdefault(process.returncode, []).append(n)
+            if process.returncode == 0:
+                report = json.loads(out)
+                assert stored(run)[-1] == report["step"] or report["stopped_by"] == "end", (report, stored(run))
+                assert report["stopped_by"] in ("signal", "end") and json.loads(cairn("verify", run, "--json").stdout)["verified"]
+                cairn("resume", run)
+            else:
+                over = out and json.loads(out)["stopped_by"] == "end"  # done, and hit on its way out
+                assert process.returncode == -signal.SIGINT and (over or out == "") and not errors, (process.returncode, out, errors)
+                started = os.path.exists(os.path.join(run, "run.yaml"))
+                cairn(*(["resume", run] if started else ["train", config, "--run", run]))
+            assert digests(run) == digests(whole), n
+        assert set(ends) == {0, -signal.SIGINT}, ends
+        # A first step that takes long: the state before it is stored, or the one after it.
+        run = os.path.join(folder, "slow")
+        slow = run_file(folder, path, **{"train.steps": 6, "train.batch": 1024, "train.micro_batch": 4, "checkpoints.every": 0, **CONSTANT})
+        process = subprocess.Popen([CAIRN, "train", slow, "--run", run], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not os.path.exists(os.path.join(run, "run.yaml")):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+        assert process.returncode == 0 and "stopped by signal" in out and stored(run)[-1] in (0, 1), (process.returncode, out, errors)
+        assert len(journal(run)) == stored(run)[-1]
+
+
+def test_checkpoints_beyond_the_end_are_said():
+    with workspace() as folder:
+        _, done = train(folder, **{"checkpoints.at": [7, 400, 500]})
+        assert "checkpoints.at" in done.stderr and "400, 500" in done.stderr and "(40)" in done.stderr, done.stderr
+        _, done = train(folder, "fine", **{"checkpoints.at": [7, 40]})
+        assert done.stderr == "", done.stderr
+
+
+def test_a_text_that_is_not_there():
+    with workspace() as folder:
+        file = run_file(folder, "/nowhere/text.txt")
+        refused(2, file + ":1: data.train.0.text: found '/nowhere/text.txt'", arguments=["train", file, "--run", folder + "/no"])
+        run, _ = train(folder, path=write_text(folder))
+        os.remove(os.path.join(folder, "text.txt"))
+        refused(2, "run.yaml:", "data.train.0.text", "text.txt", arguments=["resume", run])
+        for verb in (["log", run], ["verify", run], ["generate", run, "--prompt", "x", "--max-tokens", 2]):
+            cairn(*verb)  # the text is not needed
+
+
+def test_nobody_reads():
+    """Whoever read the output is gone: a run goes on, other verbs end quietly."""
+    with workspace() as folder:
+        path = write_text(folder)
+        config = run_file(folder, path, **{"train.log_every": 1, **CONSTANT})
+        for n, options in enumerate(([], ["--json"])):
+            run = os.path.join(folder, f"run-{n}")
+            process = subprocess.Popen([CAIRN, "train", config, "--run", run, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            process.stdout.close()
+            assert process.wait(timeout=60) == 0 and len(journal(run)) == 40 and stored(run)[-1] == 40, process.stderr.read()
+        for verb in (["log", run, "--json"], ["models"], ["verify", run], ["data", "show", run + "@1", "--text"]):
+            process = subprocess.Popen([CAIRN, *verb], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            process.stdout.close()
+            _, errors = process.wait(timeout=60), process.stderr.read()
+            assert process.returncode == 1 and errors == b"", (verb, process.returncode, errors)
+
+
+def test_keys_of_a_run_file():
+    keys = {k["key"]: k for k in json.loads(cairn("train", "--keys", "--json").stdout)}
+    assert keys["optim.lr"] == {"key": "optim.lr", "default": "0.001", "allowed": "a number above 0", "doc": "peak learning rate"}
+    shown = cairn("train", "--keys").stdout
+    assert all(key in shown for key in keys) and len(shown.splitlines()) >= len(keys)
+    assert "--keys" in cairn("train", "--help").stdout
+    refused(2, "no run file", arguments=["train"])
+
+
 if __name__ == "__main__":
     main([test_changed_data_stops_a_resume, test_a_run_that_stops_itself_keeps_the_state_before, test_skipped_updates_resume_bit_for_bit,
           test_a_finished_run_stays_as_it_is, test_best_and_named_validation_sets, test_changed_settings_are_named,
           test_a_missing_journal_costs_no_checkpoint, test_start_from_weights, test_where_and_show, test_ids_that_are_none, test_paths,
-          test_one_writer])
+          test_one_writer, test_a_run_needs_its_origin_for_the_start_alone, test_a_changed_validation_set_is_noted, test_a_resume_elsewhere_is_noted,
+          test_interrupted_before_the_first_step, test_checkpoints_beyond_the_end_are_said, test_a_text_that_is_not_there, test_nobody_reads,
+          test_keys_of_a_run_file])
