@@ -67,10 +67,13 @@ herr_t close_file(H5FD_t* file) {
   return 0;
 }
 
+// Files that are equal here share one OpenFile, which lives as long as the last of them: so a file that two Files have
+// open is two, else the second would count in the traffic of the first, which may be gone by then.
 int compare(const H5FD_t* a, const H5FD_t* b) {
   const auto &x = *self(a), &y = *self(b);
   if (x.device != y.device) return x.device < y.device ? -1 : 1;
-  return x.inode == y.inode ? 0 : x.inode < y.inode ? -1 : 1;
+  if (x.inode != y.inode) return x.inode < y.inode ? -1 : 1;
+  return x.traffic == y.traffic ? 0 : x.traffic < y.traffic ? -1 : 1;
 }
 
 herr_t query(const H5FD_t*, unsigned long* flags) {
