@@ -181,20 +181,21 @@ std::optional<int64_t> whole_number(std::string_view text) {
 
 AddressParts split_address(const std::string& address) {
   AddressParts parts{.run = address};
-  if (fs::exists(address)) return parts;  // a folder may have an @ or a colon in its name
+  const bool exists = fs::exists(address);  // a folder may have an @ or a colon in its name
   std::string rest = address;
-  if (rest.ends_with(":ema") && !fs::exists(rest)) {
+  if (rest.ends_with(":ema") && !exists) {
     parts.ema = true;
     rest.resize(rest.size() - 4);
     parts.run = rest;
   }
-  if (const size_t at = rest.rfind('@'); at != std::string::npos && !fs::exists(rest)) {
+  if (const size_t at = rest.rfind('@'); at != std::string::npos && !exists && !fs::exists(rest)) {
     parts.run = rest.substr(0, at);
     parts.selector = rest.substr(at + 1);
     if (parts.selector.empty())
       throw std::invalid_argument(
           fmt::format("{}: nothing stands behind the @: expected a step, last or best", address));
   }
+  if (parts.run.filename().empty() && parts.run.has_parent_path()) parts.run = parts.run.parent_path();  // RUN/@3
   if (!fs::is_directory(parts.run)) throw std::runtime_error(fmt::format("{}: no such model folder or run", address));
   if (!is_run(parts.run)) {
     throw std::runtime_error(
@@ -218,10 +219,6 @@ int64_t selected_step(const AddressParts& parts, const std::string& address, con
 Located locate(const std::string& address, const LocateOptions& options) {
   if (fs::exists(fs::path(address) / "config.json")) return model_at(address);
   const AddressParts parts = split_address(address);
-  if (!is_run(parts.run)) {
-    throw std::runtime_error(
-        fmt::format("{}: neither a model (no config.json) nor a run (no checkpoints/)", parts.run.string()));
-  }
   return locate_step(parts.run, selected_step(parts, address, options), parts.ema, options);
 }
 

@@ -88,6 +88,16 @@ Json child_build(const RunRecord& record, int64_t step, const std::string& diges
   return build;
 }
 
+// The settings of the step after `step`, without the stages that say so.
+Json in_force(const config::RunConfig& config, int64_t step) {
+  const config::Stage& stage = config.stage_of(step + 1);
+  config::RunConfig flat = config;
+  flat.staged = false;
+  flat.data = stage.data, flat.optim = stage.optim, flat.train = stage.train;
+  flat.train.steps = config.total_steps();
+  return config::to_json(flat);
+}
+
 std::vector<Json> differences(const Json& was_tree, const Json& now_tree) {
   const Json was = was_tree.flatten(), now = now_tree.flatten();
   std::set<std::string> keys;
@@ -137,7 +147,7 @@ ForkReport fork_run(const ForkOptions& options) {
   Stepper& from = replayer.stepper();
   ForkReport report{.parent_digest = from.state().digest().hex()};
   const config::RunConfig config = fork_config(settings, step, from.last(), options.changes, yaml_name);
-  report.changed = differences(settings, config::to_json(config));
+  report.changed = differences(in_force(config::parse(settings.dump(), yaml_name), step), in_force(config, step));
 
   config::RunConfig alone = config;
   alone.parallel = {};

@@ -21,7 +21,7 @@ struct ForkOptions {
 struct ForkReport {
   std::string parent_digest,
       digest;  // of the state; they differ where the changes give it another optimizer or average
-  std::vector<nlohmann::ordered_json> changed;  // {"key", "was", "now"}
+  std::vector<nlohmann::ordered_json> changed;  // {"key", "was", "now"}: settings of the step after
 };
 
 // Makes the child, ready to be resumed at `step`: the state (rebuilt by replay where it is not stored), the parent's

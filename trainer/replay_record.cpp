@@ -1,6 +1,6 @@
 #include "trainer/replay_record.h"
 
-#include "checkpoints/journal.h"
+#include "checkpoints/file.h"
 #include "checkpoints/pieces.h"
 #include "trainer/address_cache.h"
 #include "trainer/run_files.h"
@@ -45,18 +45,27 @@ RunRecord::RunRecord(fs::path run) : run_(std::move(run)) {
   }
   const fs::path journal = run_ / "journal.jsonl";
   has_journal_ = fs::exists(journal);
-  const auto index = checkpoints::index_journal(journal);
-  if (index.lines.empty()) return;
-  last_step_ = index.lines.back().step;
-  const auto last = checkpoints::read_journal(journal, last_step_, last_step_);
-  if (!last.empty() && ended(last.back())) last_step_ -= 1;
+  if (!has_journal_) return;
+  index_ = checkpoints::index_journal(journal);
+  journal_ = checkpoints::read_file(journal);
+  // A run that trains may have gone back in between, to where its resumption began.
+  while (!index_.lines.empty() && index_.lines.back().offset + index_.lines.back().length > journal_.size())
+    index_.lines.pop_back();
+  if (index_.lines.empty()) return;
+  last_step_ = index_.lines.back().step;
+  const auto last = lines(last_step_, last_step_);
+  if (!last.empty() && ended(last.begin()->second)) last_step_ -= 1;
 }
 
 std::map<int64_t, Json> RunRecord::lines(int64_t from, int64_t to) const {
   std::map<int64_t, Json> lines;
-  for (Json& line : checkpoints::read_journal(run_ / "journal.jsonl", from, to)) {
-    const auto step = line.at("step").get<int64_t>();
-    lines[step] = std::move(line);
+  const auto before = [](const auto& line, int64_t step) { return line.step < step; };
+  for (auto at = std::lower_bound(index_.lines.begin(), index_.lines.end(), from, before);
+       at != index_.lines.end() && at->step <= to; ++at) {
+    const char* begin = journal_.data() + at->offset;
+    Json line = Json::parse(begin, begin + at->length);
+    line.erase("crc");
+    lines[at->step] = std::move(line);
   }
   return lines;
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoints/journal.h"
 #include "checkpoints/store.h"
 #include "trainer/config/run_config.h"
 
@@ -60,6 +61,8 @@ class RunRecord {
   nlohmann::ordered_json build_;
   std::optional<Parent> parent_;
   bool has_journal_ = false;
+  std::string journal_;  // as it was when the record was read
+  checkpoints::JournalIndex index_;
   int64_t last_step_ = 0;
 };
 

@@ -55,7 +55,7 @@ int64_t Replayer::begin(int64_t step, bool cached) {
       if (!recorded.empty() && !changes && recorded != stepper_->state().digest().hex())
         throw std::runtime_error(
             fmt::format("its state has digest {}, the journal says {}", stepper_->state().digest().hex(), recorded));
-    } catch (const std::runtime_error& error) {
+    } catch (const std::exception& error) {
       damaged_.push_back({base.step, base.folder, error.what()});
       continue;
     }

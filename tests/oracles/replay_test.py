@@ -450,6 +450,10 @@ def test_forks():
         other = os.path.join(folder, "other")
         cairn("fork", f"{parent}@33", "--run", other, "optim.ema=0", "optim.name=muon", "seed=9", "--json")
         assert replay(other)["verified"] and replay(other, "--from", 33)["verified"]
+        cairn("verify", other)
+        bare = os.path.join(folder, "bare")
+        out = json.loads(cairn("fork", f"{parent}@40", "--run", bare, "--no-train", "--json", "optim.schedule={name: linear, decay: null}", "optim.lr=0.001").stdout)
+        assert {c["key"]: c["now"] for c in out["changed"]} == {"optim.lr": 0.001, "optim.schedule.name": "linear", "optim.schedule.decay": None}, out["changed"]
         # A parent that is gone is not needed.
         shutil.move(parent, parent + "-gone")
         assert replay(child)["verified"] and nll(f"{child}@12", "--text", data)[0]["tokens"] > 0

@@ -188,7 +188,7 @@ def test_mistakes_end_with_status_2():
         run = train(folder)
         again = cairn("train", run_file(folder, path), "--run", run, check=False)
         assert again.returncode == 1 and "resume" in again.stderr, again.stderr
-        assert cairn("eval", run + "@7", "--text", path, check=False).returncode == 1
+        assert cairn("eval", run + "@41", "--text", path, check=False).returncode == 1
         assert cairn("generate", os.path.join(folder, "none"), "--prompt", "x", check=False).returncode == 1
         assert cairn("frobnicate", check=False).returncode == 2
 
