@@ -27,18 +27,21 @@ void write_ids(const fs::path& path, int64_t count, int64_t vocabulary) {
 
 config::RunConfig run_config(const Size& s, const fs::path& dir, int steps) {
   write_ids(dir / "ids.bin", (steps + 1) * s.micro_batch * s.context + 1, s.vocabulary);
-  const Json tree{
-      {"model", llama_config(s, s.context)},
-      {"data",
-       {{"train", Json::array({{{"shards", (dir / "ids.bin").string()}, {"dtype", "uint16"}}})},
-        {"tokenizer", {{"bytes", true}}},
-        {"context", s.context},
-        {"cache", (dir / "data").string()}}},
-      {"optim", {{"name", "adamw"}, {"lr", 3e-4}}},
-      {"train",
-       {{"steps", steps}, {"batch", s.micro_batch}, {"micro_batch", s.micro_batch}, {"lanes", 1}, {"log_every", 1000000}}},
-      {"checkpoints", {{"every", 0}, {"at_end", false}}},
-      {"metrics", {{"tensorboard", false}}}};
+  const Json tree{{"model", llama_config(s, s.context)},
+                  {"data",
+                   {{"train", Json::array({{{"shards", (dir / "ids.bin").string()}, {"dtype", "uint16"}}})},
+                    {"tokenizer", {{"bytes", true}}},
+                    {"context", s.context},
+                    {"cache", (dir / "data").string()}}},
+                  {"optim", {{"name", "adamw"}, {"lr", 3e-4}}},
+                  {"train",
+                   {{"steps", steps},
+                    {"batch", s.micro_batch},
+                    {"micro_batch", s.micro_batch},
+                    {"lanes", 1},
+                    {"log_every", 1000000}}},
+                  {"checkpoints", {{"every", 0}, {"at_end", false}}},
+                  {"metrics", {{"tensorboard", false}}}};
   return config::parse(tree.dump(), "the benchmark");
 }
 
