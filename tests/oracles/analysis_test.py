@@ -1,5 +1,4 @@
 """diff, merge and analyze against numpy, torch and transformers; foreign series made with transformers."""
-
 import json
 import math
 import os

@@ -23,6 +23,8 @@ struct Options {
 std::string metrics_help() {
   std::string text = "\nMetrics (none named: those of the weights):\n";
   for (const auto& metric : analysis::metrics()) text += fmt::format("  {:<12} {}\n", metric.name, metric.help);
+  text +=
+      "\nSeries of single states grow from call to call; those that compare states are written anew for each set.\n";
   return text;
 }
 
