@@ -42,6 +42,7 @@ config::RunConfig run_config(const std::string& size_name, const TrajectoryBench
                              const fs::path& cache) {
   const Size& s = size_named(size_name);
   Json model = llama_config(s, s.context);
+  model["vocab_size"] = std::max<int64_t>(s.vocabulary, 264);  // bytes and the end of a text
   const Json run{{"objective", "pretrain"},
                  {"model", model},
                  {"data",
