@@ -212,6 +212,25 @@ def test_one_flipped_bit_of_a_run():
         assert verify(run)["verified"]
 
 
+def test_one_flipped_bit_of_a_trajectory():
+    draw = random.Random(9)
+    with workspace() as folder:
+        run = train(folder, **{"train.steps": 6, "checkpoints.every": 0, "trajectory.every": 2})
+        place = os.path.join(run, "trajectory")
+        assert verify(run)["checked"][-1]["kind"] == "trajectory" and [c["kind"] for c in verify(place)["checked"]] == ["trajectory"]
+        files = sorted(name for name in os.listdir(place) if name.endswith(".h5") and name != "trajectory.h5")
+        assert files, os.listdir(place)
+        for _ in range(4):
+            path = os.path.join(place, draw.choice(files))
+            at, bit = draw.randrange(os.path.getsize(path)), draw.randrange(8)
+            flip(path, at, bit)
+            for given in (run, place):
+                fault = verify(given)["fault"]
+                assert fault and os.path.basename(path) in fault["path"] + fault["problem"], (path, at, bit, fault)
+            flip(path, at, bit)
+        assert verify(run)["verified"]
+
+
 def test_one_flipped_bit_of_a_model():
     draw = random.Random(8)
     with workspace() as folder:
@@ -266,4 +285,4 @@ def test_one_flipped_bit_of_a_model():
 
 if __name__ == "__main__":
     main([test_time_line, test_another_machine_is_said, test_family, test_a_long_journal_opens_fast, test_a_run_as_it_was_written,
-          test_one_flipped_bit_of_a_run, test_one_flipped_bit_of_a_model])
+          test_one_flipped_bit_of_a_run, test_one_flipped_bit_of_a_trajectory, test_one_flipped_bit_of_a_model])
