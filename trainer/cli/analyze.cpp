@@ -49,8 +49,9 @@ std::optional<double> shown(const std::vector<const Measurement*>& values) {
   return numbers[numbers.size() / 2];
 }
 
+// Steps down, series across, a few at a time.
 void print_table(const analysis::States& states, const analysis::Analysis& analysis, bool all) {
-  constexpr size_t kLines = 24;
+  constexpr size_t kLines = 24, kColumns = 6;
   std::vector<int64_t> steps;
   for (size_t i = 0; i < states.size(); ++i) steps.push_back(states[i].step);
   if (!all && steps.size() > kLines) {  // evenly chosen, both ends among them
@@ -58,28 +59,49 @@ void print_table(const analysis::States& states, const analysis::Analysis& analy
     for (size_t k = 0; k < kLines; ++k) some.push_back(steps[k * (steps.size() - 1) / (kLines - 1)]);
     steps = some;
   }
-  for (const auto& series : analysis.found) {
+  struct Column {
+    std::string head;
     std::map<int64_t, std::vector<const Measurement*>> of_step;
-    bool of_model = false, has_numbers = false;
+  };
+  std::vector<Column> columns;
+  bool medians = false;
+  for (const auto& series : analysis.found) {
+    Column column{series.series};
+    bool has_numbers = false, of_model = false;
     for (const Measurement& m : series.values) {
-      of_step[m.step].push_back(&m);
+      column.of_step[m.step].push_back(&m);
       has_numbers = has_numbers || m.shape.empty();
       of_model = of_model || (m.shape.empty() && m.name.empty());
     }
     if (!has_numbers) {
-      const auto& first = series.values.front();
-      fmt::print("{}: arrays [{}] of {} values over {} steps\n", series.series, fmt::join(first.shape, ", "),
-                 series.values.size(), of_step.size());
+      const auto& shape = series.values.front().shape;
+      fmt::print("{}: {} arrays [{}{}] over {} steps\n", series.series, series.values.size(), fmt::join(shape, ", "),
+                 series.values.size() > 1 ? ", ..." : "", column.of_step.size());
       continue;
     }
-    fmt::print("{}{}\n", series.series, of_model ? "" : " (median over the tensors)");
+    if (!of_model) column.head += '*', medians = true;
+    columns.push_back(std::move(column));
+  }
+  for (size_t first = 0; first < columns.size(); first += kColumns) {
+    const size_t last = std::min(columns.size(), first + kColumns);
+    fmt::print("\n{:>9}", "step");
+    for (size_t c = first; c < last; ++c)
+      fmt::print("  {:>{}}", columns[c].head, std::max<size_t>(11, columns[c].head.size()));
+    fmt::print("\n");
     for (const int64_t step : steps) {
-      const auto at = of_step.find(step);
-      if (at == of_step.end()) continue;
-      const auto value = shown(at->second);
-      fmt::print("  step {:>9}  {}\n", step, value ? fmt::format("{:.6g}", *value) : "nan");
+      std::string line;
+      bool any = false;
+      for (size_t c = first; c < last; ++c) {
+        const auto at = columns[c].of_step.find(step);
+        const auto value = at == columns[c].of_step.end() ? std::nullopt : shown(at->second);
+        any = any || value;
+        line += fmt::format("  {:>{}}", value ? fmt::format("{:.5g}", *value) : "-",
+                            std::max<size_t>(11, columns[c].head.size()));
+      }
+      if (any) fmt::print("{:>9}{}\n", step, line);
     }
   }
+  if (medians) fmt::print("* median over the tensors\n");
 }
 
 int run_analyze(const Options& o) {
