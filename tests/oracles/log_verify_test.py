@@ -130,6 +130,7 @@ def test_family():
         down = log(root)["family"]["children"]
         assert down[0]["children"][0]["run"] == grandchild and down[1] == {"run": "/gone", "step": 6, "found": False, "children": []}
         shown = cairn("log", child).stdout
+        assert f"forked      from {root}\n" in shown
         assert f"@5 → {child}  (this run)" in shown and f"@10 → {grandchild}" in shown, shown
         # A run that is its own parent ends too.
         fork(child, root, 3)

@@ -82,6 +82,8 @@ std::vector<Row> rows_of(const Timeline& t) {
                                 s.metric(kMeanLoss) ? fmt::format("  validation {:.4f}", *s.metric(kMeanLoss)) : "")});
   }
   for (const auto& d : t.damaged) rows.push_back({d.step, 2, "damaged", d.fault.message()});
+  if (!t.ancestors.empty())
+    rows.push_back({t.ancestors.back().at, 3, "forked", fmt::format("from {}", t.ancestors.back().run)});
   for (const auto& child : t.children) rows.push_back({child.at, 3, "fork", child.run});
   for (const Json& r : t.build.value("resumptions", Json::array()))
     rows.push_back({r.value("after_step", int64_t{0}), 4, "resumed", r.value("time", "")});
@@ -155,7 +157,7 @@ void print_range(const Timeline& t, const std::string& run) {
     line += fmt::format(
         "; the others are replayed from the stored one before{}, at most {} step{}{}",
         t.bases.front() == 0 ? " or from the initialisation" : "", t.longest_replay, t.longest_replay == 1 ? "" : "s",
-        t.step_seconds > 0
+        t.step_seconds * static_cast<double>(t.longest_replay) >= 1
             ? fmt::format(" (about {})", duration(t.step_seconds * static_cast<double>(t.longest_replay)))
             : "");
   }
