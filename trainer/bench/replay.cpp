@@ -17,16 +17,16 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-// Random ids, enough for every step to read its own.
-void write_ids(const fs::path& path, int64_t count, int64_t vocabulary) {
+// Random bytes as ids, enough for every step to read its own; the model's vocabulary is as large as ever.
+void write_ids(const fs::path& path, int64_t count) {
   std::mt19937 draw(1);
   std::vector<uint16_t> ids(count);
-  for (uint16_t& id : ids) id = static_cast<uint16_t>(draw() % vocabulary);
+  for (uint16_t& id : ids) id = static_cast<uint16_t>(draw() % 256);
   std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(ids.data()), 2 * count);
 }
 
 config::RunConfig run_config(const Size& s, const fs::path& dir, int steps) {
-  write_ids(dir / "ids.bin", (steps + 1) * s.micro_batch * s.context + 1, s.vocabulary);
+  write_ids(dir / "ids.bin", (steps + 1) * s.micro_batch * s.context + 1);
   const Json tree{{"model", llama_config(s, s.context)},
                   {"data",
                    {{"train", Json::array({{{"shards", (dir / "ids.bin").string()}, {"dtype", "uint16"}}})},
