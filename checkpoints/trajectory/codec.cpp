@@ -101,6 +101,27 @@ struct Compressor::State {
     }
     return stream.total_out;
   }
+
+  // One frame whose blocks end where a plane ends: planes have little in common, and a block has one table of codes.
+  size_t zstd_planes(size_t plane_bytes, int width) {
+    const auto checked = [](size_t result) {
+      if (ZSTD_isError(result)) throw std::runtime_error(fmt::format("zstd: {}", ZSTD_getErrorName(result)));
+      return result;
+    };
+    if (!zstd) zstd = ZSTD_createCCtx();
+    if (!zstd) throw std::bad_alloc();
+    checked(ZSTD_CCtx_reset(zstd, ZSTD_reset_session_only));
+    checked(ZSTD_CCtx_setParameter(zstd, ZSTD_c_compressionLevel, kZstdLevel));
+    checked(ZSTD_CCtx_setPledgedSrcSize(zstd, plane_bytes * width));
+    out.resize(ZSTD_compressBound(plane_bytes * width) + 64 * width);
+    ZSTD_outBuffer to{out.data(), out.size(), 0};
+    for (int p = 0; p < width; ++p) {
+      ZSTD_inBuffer plane{planes.data() + p * plane_bytes, plane_bytes, 0};
+      if (checked(ZSTD_compressStream2(zstd, &to, &plane, p + 1 == width ? ZSTD_e_end : ZSTD_e_flush)) != 0)
+        throw std::runtime_error("zstd does not take the bytes of a chunk");
+    }
+    return to.pos;
+  }
 };
 
 Compressor::Compressor(Codec codec) : state_(std::make_unique<State>()) { state_->codec = codec; }
@@ -115,10 +136,7 @@ std::span<const char> Compressor::compress(const void* elements, int64_t count, 
     const size_t n = s.deflate_planes(count, width);
     return {s.out.data(), n};
   }
-  if (!s.zstd) s.zstd = ZSTD_createCCtx();
-  s.out.resize(ZSTD_compressBound(bytes));
-  const size_t n = ZSTD_compressCCtx(s.zstd, s.out.data(), s.out.size(), s.planes.data(), bytes, kZstdLevel);
-  if (ZSTD_isError(n)) throw std::runtime_error(fmt::format("zstd: {}", ZSTD_getErrorName(n)));
+  const size_t n = s.zstd_planes(count, width);
   return {s.out.data(), n};
 }
 
