@@ -273,6 +273,38 @@ TEST_F(DatasetTest, NamedSetsStandBesideTheSplit) {
   expect_error([&] { open({one}); }, {"two validation sets", "'held'"});
 }
 
+TEST_F(DatasetTest, OfOneDocumentTheEndIsHeldOut) {
+  std::string text;
+  for (int i = 0; i < 500; ++i) text += std::to_string(i) + " ";
+  auto one = stage({source("a", {text})}, 8, 4, 50);
+  one.data.validation_fraction = 0.02;
+  const auto data = open({one});
+  const auto& info = data.source(0);
+  const int64_t out = static_cast<int64_t>(0.02 * static_cast<double>(info.tokens));
+  ASSERT_FALSE(held_out(document_hash(text), 0.02));
+  EXPECT_EQ(info.train_tokens, info.tokens - out);
+  EXPECT_EQ(data.validation_sequences("validation"), (out - 1 + 7) / 8);
+  // Both sides together are the document, none of it twice.
+  const auto ids = data.document_ids(0, 0);
+  std::vector<int> seen(ids.size());
+  const auto mark = [&](const Batch& batch) {
+    for (int64_t row = 0; row < batch.rows; ++row) {
+      const auto& from = batch.provenance[row];
+      for (int64_t i = 0; i < batch.context && batch.targets[row * batch.context + i] >= 0; ++i) {
+        EXPECT_EQ(batch.inputs[row * batch.context + i], ids[from.offset + i]);
+        ++seen[from.offset + i];
+      }
+    }
+  };
+  mark(data.validation_rows("validation", 0, data.validation_sequences("validation")));
+  EXPECT_EQ(std::count(seen.begin(), seen.begin() + info.train_tokens, 0), info.train_tokens);
+  EXPECT_EQ(std::count(seen.begin() + info.train_tokens, seen.end(), 1), out - 1);  // the last is a target alone
+  std::fill(seen.begin(), seen.end(), 0);
+  for (int64_t step = 1; step <= 50; ++step) mark(data.batch(step));
+  EXPECT_EQ(std::count(seen.begin() + info.train_tokens, seen.end(), 0), out);
+  for (const auto& sighting : data.where(0, 0, 50)) EXPECT_LE(sighting.offset + sighting.tokens, info.train_tokens);
+}
+
 TEST_F(DatasetTest, TextThatIsTooShortIsRefused) {
   expect_error([&] { open({stage({source("a", {"abc"})}, 4, 1, 1)}); },
                {"'a'", "a.jsonl", "4 tokens", "context 4 needs 5"});

@@ -80,6 +80,11 @@ TEST(Documents, GlobsMatchInsideAndAcrossFolders) {
   EXPECT_TRUE(matches_glob("a/c/d/b.txt", "a/**/*.txt"));
   EXPECT_TRUE(matches_glob("a/b.txt", "a/**/*.txt"));
   EXPECT_FALSE(matches_glob("a/b.txt", "a/?.md"));
+  EXPECT_TRUE(matches_glob("part-3.txt", "part-[0-4].txt"));
+  EXPECT_FALSE(matches_glob("part-5.txt", "part-[0-4].txt"));
+  EXPECT_TRUE(matches_glob("part-x.txt", "part-[!0-4].txt") && matches_glob("part-].txt", "part-[]x].txt"));
+  EXPECT_FALSE(matches_glob("part-3.txt", "part-[!0-4].txt") || matches_glob("a/b", "a[!x]b"));
+  EXPECT_TRUE(matches_glob("a[b", "a[b"));  // no set
 }
 
 TEST(Documents, JsonLinesGiveAField) {

@@ -149,6 +149,15 @@ TEST_F(Shards, DamagedCairnShardsAreNamed) {
   folder_.write("s/index.json", "{\"format\": \"cairn-tokens\", \"version\": 2}");
   expect_error([&] { open(shard_source(folder_ / "s")); }, {"s/index.json", "\"version\": 1, found 2"});
   fresh();
+  auto index = nlohmann::json::parse(read_whole(folder_ / "s/index.json"));
+  index["digest"] = "no digest";
+  folder_.write("s/index.json", index.dump());
+  expect_error([&] { open(shard_source(folder_ / "s")); }, {"s/index.json", "digest: found \"no digest\""});
+  fresh();
+  index["tokens"] = uint64_t{1} << 63;
+  folder_.write("s/index.json", index.dump());
+  expect_error([&] { open(shard_source(folder_ / "s")); }, {"s/tokens.bin", "tokens of uint16"});
+  fresh();
   auto tokens = read_whole(folder_ / "s/tokens.bin");
   tokens[4] = 99;
   folder_.write("s/tokens.bin", tokens);
@@ -185,6 +194,11 @@ TEST_F(Shards, DamagedNpyIsNamed) {
   bad(npy<uint16_t>(">u2", "(2,)", {1, 2}), {"'>u2'"});
   bad(npy<uint16_t>("<u2", "(2, 2)", {1, 2, 3, 4}, 1, "True"), {"Fortran order"});
   bad(raw<uint16_t>({1, 2, 3}), {"bad.npy", "byte 0", "dtype: uint16"});
+  bad(npy<uint16_t>("<u2", "(9223372036854775807,)", {1, 2}), {"bad.npy", "cut short", "9223372036854775807 tokens"});
+  bad(npy<uint16_t>("<u2", "(4294967296, 4294967296)", {1, 2}),
+      {"bad.npy", "byte ", "shape: (4294967296, 4294967296)"});
+  bad(npy<uint16_t>("<u2", "(99999999999999999999,)", {1, 2}),
+      {"bad.npy", "shape: (99999999999999999999,)", "132 bytes"});
 }
 
 TEST_F(Shards, MegatronPairsGiveTheirDocuments) {

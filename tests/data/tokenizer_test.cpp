@@ -55,6 +55,26 @@ struct Oracle {
   const char* path;
 };
 
+TEST(Tokenizer, BytesOfACutCharacterAreItsOwn) {
+  const auto bytes = Tokenizer::bytes();
+  const std::string text =
+      "gr\xC3\xB6\xC3\x9F"
+      "er";
+  const auto ids = bytes->encode(text);
+  for (size_t cut = 0; cut <= ids.size(); ++cut) {
+    const std::span<const int32_t> first(ids.data(), cut);
+    EXPECT_EQ(bytes->decode_bytes(first), text.substr(0, cut));
+  }
+  EXPECT_EQ(bytes->decode(std::span<const int32_t>(ids.data(), 3)), "gr\xEF\xBF\xBD");
+  const auto fallback = Tokenizer::from_json(R"({"model": {"type": "BPE", "byte_fallback": true, "merges": [], "vocab":
+      {"<0xC3>": 0, "<0xB6>": 1, "\u2581": 2}}, "decoder": {"type": "Sequence", "decoders": [
+      {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]}})",
+                                             "here");
+  const std::vector<int32_t> cut = {2, 0, 1, 0};
+  EXPECT_EQ(fallback->decode_bytes(cut), " \xC3\xB6\xC3");
+  EXPECT_EQ(fallback->decode(cut), " \xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");
+}
+
 TEST(Tokenizer, CasesOfLlamaCpp) {
   CAIRN_NEEDS_DATA();
   for (const Oracle& oracle : {Oracle{"gpt-2", "tokenizers/gpt2"}, Oracle{"phi-2", "tokenizers/phi-2"},

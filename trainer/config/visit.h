@@ -25,7 +25,7 @@ void visit(V& v, InitOptions& o) {
 
 template <class V>
 void visit(V& v, ModelOptions& o) {
-  v.key("from", o.from, any(), "start from these weights: RUN@STEP, a Hugging Face folder, a GGUF file");
+  v.key("from", o.from, any(), "start from these weights: RUN@STEP or a Hugging Face folder (GGUF files are not read)");
   v.section("init", o.init, "initialisation");
   v.key("dropout", o.dropout, from_below(0, 1), "share of activations dropped in training");
   v.rest(o.config);
@@ -62,7 +62,7 @@ void visit(V& v, DataOptions& o) {
   v.list("train", o.train, "sources to train on");
   v.list("validation", o.validation, "named validation sets");
   v.key("validation_fraction", o.validation_fraction, between(0, 0.5),
-        "share of the training documents held out, by hash");
+        "share of the training documents held out, by hash; of few documents the end of the longest");
   v.section("tokenizer", o.tokenizer, "one of train, file, bytes");
   v.key("context", o.context, between(1, 1 << 24), "tokens of a sequence");
   v.key("mask_documents", o.mask_documents, any(), "documents packed together do not see one another");

@@ -155,10 +155,9 @@ struct Dataset::Impl {
       auto view = std::make_unique<TokenView>(source.opened.tokens, Side::held_out, fraction);
       if (view->documents() == 0) {
         throw std::runtime_error(
-            fmt::format("data source '{}' ({}): validation_fraction: {} holds out none of its {} documents; use a "
-                        "larger fraction, a text with "
-                        "more documents (a file is one unless `separator` splits it), or name a validation set",
-                        source.info.name, source.info.path, fraction, source.info.documents));
+            fmt::format("data source '{}' ({}): validation_fraction: {} holds out none of its {} documents, nor two of "
+                        "its {} tokens; use a larger fraction or more text, or name a validation set",
+                        source.info.name, source.info.path, fraction, source.info.documents, source.info.tokens));
       }
       add_set(
           {count == 1 ? "validation" : "validation/" + source.info.name, {}, static_cast<int32_t>(i), std::move(view)});
@@ -333,19 +332,20 @@ std::vector<Dataset::Piece> Dataset::pieces(const Provenance& row, int64_t conte
 }
 
 std::vector<Sighting> Dataset::where(int32_t index, int64_t document, int64_t last_step) const {
-  const auto size = static_cast<int64_t>(document_ids(index, document).size());
+  document_ids(index, document);  // is there such a document?
   if (last_step < 0) last_step = steps();
   if (last_step < 0) throw std::invalid_argument("the run's last stage has no end: say up to which step to look");
   std::vector<Sighting> seen;
   const auto& view = impl_->sources[index]->train;  // none: a validation set
-  const auto begin = view ? view->begin_of(document) : std::nullopt;
-  if (!begin || size == 0) return seen;
+  const auto place = view ? view->place_of(document) : std::nullopt;
+  if (!place || place->count == 0) return seen;
+  const auto [begin, offset, size] = *place;
   for (size_t s = 0; s < impl_->stages.size(); ++s) {
     const int64_t context = impl_->stages[s].data.context, windows = view->windows(context);
-    for (int64_t w = *begin / context; w <= (*begin + size - 1) / context && w < windows; ++w) {
-      const int64_t from = std::max(*begin, w * context), to = std::min(*begin + size, (w + 1) * context);
-      for (const auto& place : impl_->sampler->find(static_cast<int64_t>(s), index, w, last_step)) {
-        seen.push_back({place.step, place.row, place.epoch, w, from - *begin, to - from});
+    for (int64_t w = begin / context; w <= (begin + size - 1) / context && w < windows; ++w) {
+      const int64_t from = std::max(begin, w * context), to = std::min(begin + size, (w + 1) * context);
+      for (const auto& draw : impl_->sampler->find(static_cast<int64_t>(s), index, w, last_step)) {
+        seen.push_back({draw.step, draw.row, draw.epoch, w, offset + from - begin, to - from});
       }
     }
   }

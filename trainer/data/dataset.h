@@ -43,7 +43,7 @@ struct SourceInfo {
       0;  // of the token stream and its document boundaries: the same data gives the same digest, whether it
           // came from text, from the cache or from shards. Another digest than the recorded one stops a replay
   int64_t tokens = 0, documents = 0;
-  int64_t train_tokens = 0, train_documents = 0;  // the rest is held out by validation_fraction
+  int64_t train_tokens = 0, train_documents = 0;  // the rest is held out by validation_fraction (token_view.h)
   std::string files_digest;                       // of the raw files (text, jsonl, foldoc); "" for shards
   bool validation = false;                        // a named validation set: no step reads it
 };

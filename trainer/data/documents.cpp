@@ -16,9 +16,6 @@ namespace cairn::data {
 namespace {
 constexpr std::string_view kEndOfText = "<|endoftext|>";
 
-const std::vector<std::string> kTextEndings = {".txt", ".txt.gz", ".txt.zst"};
-const std::vector<std::string> kJsonEndings = {".jsonl", ".jsonl.gz", ".jsonl.zst"};
-
 bool is_foldoc(const SourceOptions& source) { return source.text == "foldoc"; }
 
 // The pieces of a stream between occurrences of a separator.
@@ -183,9 +180,19 @@ std::string DocumentReader::extract(RawDocument& document) const {
   return std::move(field->get_ref<std::string&>());
 }
 
+const std::vector<std::string>& text_endings() {
+  static const std::vector<std::string> endings = {".txt", ".txt.gz", ".txt.zst"};
+  return endings;
+}
+
+const std::vector<std::string>& json_endings() {
+  static const std::vector<std::string> endings = {".jsonl", ".jsonl.gz", ".jsonl.zst"};
+  return endings;
+}
+
 std::vector<FileStamp> source_files(const SourceOptions& source) {
   if (!is_foldoc(source)) {
-    return source.jsonl.empty() ? list_files(source.text, kTextEndings) : list_files(source.jsonl, kJsonEndings);
+    return source.jsonl.empty() ? list_files(source.text, text_endings()) : list_files(source.jsonl, json_endings());
   }
   std::vector<FileStamp> files;
   for (const auto& path : foldoc_files()) files.push_back(stamp(path));

@@ -45,6 +45,9 @@ class DocumentReader {
 
 // The files of a text source and what, beside their bytes, the documents depend on (part of the cache key).
 std::vector<FileStamp> source_files(const SourceOptions& source);
+// How the names of the files end that a folder of text, or of JSON lines, stands for.
+const std::vector<std::string>& text_endings();
+const std::vector<std::string>& json_endings();
 std::string document_options(const SourceOptions& source);
 
 // Seen by validation_fraction: the same for every tokenizer, seed and order of the files.

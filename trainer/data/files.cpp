@@ -20,6 +20,29 @@ namespace {
   throw std::runtime_error(fmt::format("{}: {}: {}", path, what, std::strerror(errno)));
 }
 
+constexpr const char* kWild = "*?[";
+
+// The length of the set `[abc]`, `[a-z]` or `[!abc]` that `pattern` begins with, and whether `c` is of it; 0: no set,
+// the bracket is a character like others. As in a shell `]` right after the bracket belongs to the set.
+size_t match_set(std::string_view pattern, char c, bool& matches) {
+  size_t i = 1;
+  const bool negated = i < pattern.size() && (pattern[i] == '!' || pattern[i] == '^');
+  if (negated) ++i;
+  bool found = false;
+  for (const size_t first = i; i < pattern.size(); ++i) {
+    if (pattern[i] == ']' && i > first) {
+      matches = found != negated && c != '/';
+      return i + 1;
+    }
+    const bool range = i + 2 < pattern.size() && pattern[i + 1] == '-' && pattern[i + 2] != ']';
+    const auto low = static_cast<unsigned char>(pattern[i]), at = static_cast<unsigned char>(c);
+    const auto high = range ? static_cast<unsigned char>(pattern[i + 2]) : low;
+    if (low <= at && at <= high) found = true;
+    if (range) i += 2;
+  }
+  return 0;
+}
+
 // Every file below `folder`, hidden ones left out.
 void walk(const fs::path& folder, std::vector<std::string>& paths) {
   std::error_code error;
@@ -34,7 +57,7 @@ void walk(const fs::path& folder, std::vector<std::string>& paths) {
 
 // What a glob can match lies below its part before the first wildcard.
 void collect(const std::string& pattern, bool folders, std::vector<std::string>& paths) {
-  const std::string fixed = pattern.substr(0, pattern.find_first_of("*?"));
+  const std::string fixed = pattern.substr(0, pattern.find_first_of(kWild));
   const auto slash = fixed.rfind('/');
   const fs::path base = slash == std::string::npos ? "." : slash == 0 ? "/" : fixed.substr(0, slash);
   const size_t depth = std::count(pattern.begin() + static_cast<std::ptrdiff_t>(fixed.size()), pattern.end(), '/');
@@ -56,7 +79,7 @@ FileStamp stamp(const std::string& path) {
   return {path, info.st_size, int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec};
 }
 
-bool has_glob(std::string_view pattern) { return pattern.find_first_of("*?") != std::string_view::npos; }
+bool has_glob(std::string_view pattern) { return pattern.find_first_of(kWild) != std::string_view::npos; }
 
 bool ends_with_any(std::string_view text, const std::vector<std::string>& endings) {
   return std::any_of(endings.begin(), endings.end(), [&](const auto& e) { return text.ends_with(e); });
@@ -79,6 +102,11 @@ bool matches_glob(std::string_view path, std::string_view pattern) {
     }
   }
   if (path.empty()) return false;
+  if (pattern[0] == '[') {
+    bool matches = false;
+    if (const size_t length = match_set(pattern, path[0], matches); length > 0)
+      return matches && matches_glob(path.substr(1), pattern.substr(length));
+  }
   if (pattern[0] == '?' ? path[0] == '/' : path[0] != pattern[0]) return false;
   return matches_glob(path.substr(1), pattern.substr(1));
 }

@@ -17,9 +17,9 @@ struct FileStamp {
 FileStamp stamp(const std::string& path);
 
 // The files that `pattern` names, in byte order of their paths: itself where it is a file; the files below it with one
-// of the `endings` where it is a folder (hidden ones left out); else what matches as a glob: `*` and `?` inside a
-// folder,
-// `**/` across folders. Throws std::runtime_error where nothing is found, naming pattern and endings.
+// of the `endings` where it is a folder (hidden ones left out); else what matches as a glob: `*`, `?` and
+// sets such as `[0-9a]` or `[!a]` inside a folder, `**/` across folders. Throws std::runtime_error where nothing is
+// found, naming pattern and endings.
 std::vector<FileStamp> list_files(const std::string& pattern, const std::vector<std::string>& endings);
 
 // Like list_files, but a folder stands for itself (a shard is a folder).

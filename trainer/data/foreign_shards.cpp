@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <charconv>
 #include <cstring>
 #include <filesystem>
 #include <stdexcept>
@@ -78,10 +79,13 @@ constexpr std::array<MegatronType, 5> kMegatronTypes = {{{1, TokenType::uint8},
                                                          {8, TokenType::uint16}}};
 
 void expect_tokens(const TokenFile& ids) {
-  const int64_t expected = ids.begin + ids.tokens * size_of(ids.type), found = static_cast<int64_t>(ids.file->size());
-  if (found < expected) {
+  const auto found = static_cast<int64_t>(ids.file->size());
+  // Divided, not multiplied: a damaged header may say any number.
+  if (ids.tokens < 0 || ids.tokens > (found - ids.begin) / size_of(ids.type)) {
+    __extension__ using Wide = __int128;
     fail(ids.file->path(), found,
-         fmt::format("cut short: {} tokens of {} end at byte {}", ids.tokens, name_of(ids.type), expected));
+         fmt::format("cut short: {} tokens of {} end at byte {}", ids.tokens, name_of(ids.type),
+                     static_cast<Wide>(ids.tokens) * size_of(ids.type) + ids.begin));
   }
   if (ids.tokens == 0) fail(ids.file->path(), ids.begin, "holds no tokens");
 }
@@ -121,7 +125,12 @@ ForeignTokens open_npy(const std::string& path) {
     const auto digits = shape.find_first_of("0123456789", i);
     if (digits == shape.npos) break;
     const auto end = std::min(shape.find_first_not_of("0123456789", digits), shape.size());
-    out.ids.tokens *= std::stoll(std::string(shape.substr(digits, end - digits)));
+    int64_t extent = 0;
+    const auto parsed = std::from_chars(shape.data() + digits, shape.data() + end, extent);
+    if (parsed.ec != std::errc() || __builtin_mul_overflow(out.ids.tokens, extent, &out.ids.tokens)) {
+      fail(path, shape.data() - reinterpret_cast<const char*>(file->data()),
+           fmt::format("shape: ({}) is more than a file can hold; this one has {} bytes", shape, file->size()));
+    }
     ++dimensions;
     i = end;
   }

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -10,6 +11,7 @@
 
 #include "trainer/data/cache.h"
 #include "trainer/data/documents.h"
+#include "trainer/data/files.h"
 #include "trainer/data/pipeline.h"
 #include "trainer/data/shard.h"
 
@@ -53,6 +55,29 @@ std::vector<Prepared> prepare(const std::vector<SourceOptions>& sources, const E
     done.push_back(prepare_one(source, encoding, target, threads, progress));
   }
   return done;
+}
+
+SourceOptions source_of(const std::string& path) {
+  bool jsonl = path.find(".jsonl") != std::string::npos;
+  if (fs::is_directory(path)) {
+    const auto holds = [&](const std::vector<std::string>& endings) {
+      return std::any_of(fs::recursive_directory_iterator(path), fs::recursive_directory_iterator(),
+                         [&](const auto& e) {
+                           const std::string name = e.path().filename().native();
+                           return e.is_regular_file() && name.front() != '.' && ends_with_any(name, endings);
+                         });
+    };
+    const bool text = holds(text_endings());
+    jsonl = holds(json_endings());
+    if (jsonl && text) {
+      throw std::invalid_argument(
+          fmt::format("{}: the folder holds both text and JSON lines; name them apart, {}/*.txt and {}/*.jsonl say",
+                      path, path, path));
+    }
+  }
+  SourceOptions source;
+  (jsonl ? source.jsonl : source.text) = path;
+  return source;
 }
 
 void read_documents(const SourceOptions& source, double fraction, const std::function<bool(std::string_view)>& take) {

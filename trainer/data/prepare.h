@@ -22,6 +22,10 @@ struct Prepared {
 std::vector<Prepared> prepare(const std::vector<SourceOptions>& sources, const Encoding& encoding,
                               const std::string& folder, int threads = 0, const ProgressCallback& progress = {});
 
+// What a path on the command line means: JSON lines where its name has ".jsonl" in it or it is a folder of such files,
+// else text. Throws std::invalid_argument for a folder that holds both.
+SourceOptions source_of(const std::string& path);
+
 // The documents of a text source in order (to train a tokenizer, say); stops where `take` returns false.
 // With held_out > 0 the documents that validation_fraction = held_out holds out are left out.
 void read_documents(const SourceOptions& source, double held_out, const std::function<bool(std::string_view)>& take);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <filesystem>
 #include <stdexcept>
@@ -16,11 +17,15 @@ namespace {
 constexpr const char* kFormat = "cairn-tokens";
 constexpr int kVersion = 1;
 
-void expect_size(const std::string& path, int64_t found, int64_t expected, const std::string& what) {
-  if (found == expected) return;
-  throw std::runtime_error(fmt::format("{}: {} at byte {}: {} need {} bytes, the file has {}", path,
+// `count` pieces of `each` bytes and nothing else. The count is a file's word and may be any number.
+void expect_size(const MappedFile& file, int64_t count, int64_t each, const std::string& what) {
+  const auto found = static_cast<int64_t>(file.size());
+  if (found % each == 0 && found / each == count) return;
+  __extension__ using Wide = __int128;
+  const Wide expected = static_cast<Wide>(count) * each;
+  throw std::runtime_error(fmt::format("{}: {} at byte {}: {} need {} bytes, the file has {}", file.path(),
                                        found < expected ? "cut short" : "more than the index says",
-                                       std::min(found, expected), what, expected, found));
+                                       std::min<Wide>(found, expected), what, expected, found));
 }
 }  // namespace
 
@@ -130,15 +135,20 @@ OpenShard open_shard(const std::string& folder) {
   OpenShard shard;
   try {
     shard.ids = {MappedFile::open(folder + "/tokens.bin"), 0, token_type(index["dtype"]), index["tokens"]};
-    expect_size(shard.ids.file->path(), static_cast<int64_t>(shard.ids.file->size()),
-                shard.ids.tokens * size_of(shard.ids.type),
+    expect_size(*shard.ids.file, shard.ids.tokens, size_of(shard.ids.type),
                 fmt::format("{} tokens of {}", shard.ids.tokens, name_of(shard.ids.type)));
     if (index.contains("documents")) {
       shard.documents = open_documents(folder + "/documents.bin", index["documents"], shard.ids.tokens);
     }
     if (index.contains("digest") && index.contains("max_id") && shard.documents) {
-      shard.facts = TokenFacts{std::stoull(index["digest"].get<std::string>(), nullptr, 16), index["max_id"],
-                               index.value("max_id_at", int64_t{0})};
+      const auto digest = index["digest"].get<std::string>();
+      uint64_t value = 0;
+      const auto parsed = std::from_chars(digest.data(), digest.data() + digest.size(), value, 16);
+      if (parsed.ec != std::errc() || parsed.ptr != digest.data() + digest.size()) {
+        throw std::runtime_error(
+            fmt::format("{}/index.json: digest: found \"{}\", expected 16 hexadecimal digits", folder, digest));
+      }
+      shard.facts = TokenFacts{value, index["max_id"], index.value("max_id_at", int64_t{0})};
     }
     shard.tokenizer = index.value("tokenizer", "");
   } catch (const nlohmann::json::exception& error) {
@@ -149,7 +159,7 @@ OpenShard open_shard(const std::string& folder) {
 
 DocumentTable open_documents(const std::string& path, int64_t documents, int64_t tokens) {
   const auto file = MappedFile::open(path);
-  expect_size(path, static_cast<int64_t>(file->size()), documents * 16, fmt::format("{} documents", documents));
+  expect_size(*file, documents, 16, fmt::format("{} documents", documents));
   const auto* ends = reinterpret_cast<const uint64_t*>(file->data());
   uint64_t before = 0;
   for (int64_t d = 0; d < documents; before = ends[d++]) {

@@ -11,7 +11,7 @@ std::string default_name(const SourceOptions& source) {
   std::string path = !source.text.empty() ? source.text : !source.jsonl.empty() ? source.jsonl : source.shards;
   while (path.size() > 1 && path.ends_with('/')) path.pop_back();
   // Of a glob, the last part before the first wildcard's: data/web/*.jsonl is "web".
-  if (const auto wild = path.find_first_of("*?"); wild != path.npos) {
+  if (const auto wild = path.find_first_of("*?["); wild != path.npos) {
     const auto slash = path.rfind('/', wild);
     path = slash == path.npos || slash == 0 ? path : path.substr(0, slash);
   }

@@ -16,6 +16,9 @@ class Sequence : public Decoder {
   void apply(Tokens& tokens) const override {
     for (const auto& part : parts_) part->apply(tokens);
   }
+  void apply_raw(Tokens& tokens) const override {
+    for (const auto& part : parts_) part->apply_raw(tokens);
+  }
 
  private:
   std::vector<std::unique_ptr<Decoder>> parts_;
@@ -25,6 +28,10 @@ class Sequence : public Decoder {
 class ByteLevel : public Decoder {
  public:
   void apply(Tokens& tokens) const override {
+    apply_raw(tokens);
+    tokens = {replace_invalid_utf8(tokens.at(0))};
+  }
+  void apply_raw(Tokens& tokens) const override {
     std::string bytes;
     for (const std::string& token : tokens) {
       const size_t begin = bytes.size();
@@ -39,19 +46,23 @@ class ByteLevel : public Decoder {
         bytes += token;
       }
     }
-    tokens = {replace_invalid_utf8(bytes)};
+    tokens = {std::move(bytes)};
   }
 };
 
 // Runs of <0xNN>: their bytes where they are UTF-8, otherwise U+FFFD for each.
 class ByteFallback : public Decoder {
  public:
-  void apply(Tokens& tokens) const override {
+  void apply(Tokens& tokens) const override { put_together(tokens, false); }
+  void apply_raw(Tokens& tokens) const override { put_together(tokens, true); }
+
+ private:
+  static void put_together(Tokens& tokens, bool raw) {
     Tokens out;
     std::string run;
     const auto flush = [&] {
       if (run.empty()) return;
-      if (valid_utf8_prefix(run) == run.size()) {
+      if (raw || valid_utf8_prefix(run) == run.size()) {
         out.push_back(run);
       } else {
         for (size_t i = 0; i < run.size(); ++i) out.push_back("\xEF\xBF\xBD");
@@ -71,7 +82,6 @@ class ByteFallback : public Decoder {
     tokens = std::move(out);
   }
 
- private:
   static int byte_of(const std::string& token) {
     if (token.size() != 6 || !token.starts_with("<0x") || token[5] != '>') return -1;
     if (!std::isxdigit(static_cast<unsigned char>(token[4]))) return -1;
@@ -97,6 +107,7 @@ class Replace : public Decoder {
       : pattern_(std::move(pattern)), content_(std::move(content)) {}
   void apply(Tokens& tokens) const override {
     for (std::string& token : tokens) {
+      if (valid_utf8_prefix(token) != token.size()) continue;  // raw: patterns are of characters
       std::string out;
       size_t previous = 0;
       Matches matches(*pattern_, token);

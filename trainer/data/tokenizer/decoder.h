@@ -14,6 +14,8 @@ class Decoder {  // immutable, thread-safe
   virtual ~Decoder() = default;
   // Rewrites the list of tokens; what is left at the end is put together.
   virtual void apply(std::vector<std::string>& tokens) const = 0;
+  // The same, but bytes that are no UTF-8 (of a cut character) stay as they are.
+  virtual void apply_raw(std::vector<std::string>& tokens) const { apply(tokens); }
 };
 
 // From the component `decoder`; null where there is none (tokens are then joined by spaces).

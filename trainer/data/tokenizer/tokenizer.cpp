@@ -85,6 +85,14 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_t
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
+  return decode(ids, skip_special_tokens, false);
+}
+
+std::string Tokenizer::decode_bytes(std::span<const int32_t> ids, bool skip_special_tokens) const {
+  return decode(ids, skip_special_tokens, true);
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens, bool raw) const {
   std::vector<std::string> tokens;
   tokens.reserve(ids.size());
   // NOTE: as in the official library a special token that the normalizer changes is not skipped.
@@ -95,7 +103,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_to
   }
   std::string text;
   if (state_->decoder) {
-    state_->decoder->apply(tokens);
+    raw ? state_->decoder->apply_raw(tokens) : state_->decoder->apply(tokens);
     for (const std::string& token : tokens) text += token;
   } else {
     for (size_t i = 0; i < tokens.size(); ++i) text += (i ? " " : "") + tokens[i];

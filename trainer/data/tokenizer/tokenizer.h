@@ -39,6 +39,9 @@ class Tokenizer {
   // the vocabulary does not have are left out, as there.
   std::string decode(std::span<const int32_t> ids, bool skip_special_tokens = false) const;
 
+  // The same, but with the very bytes of the ids: a cut character keeps those that it has.
+  std::string decode_bytes(std::span<const int32_t> ids, bool skip_special_tokens = false) const;
+
   int32_t vocab_size() const;  // highest id + 1
   std::optional<int32_t> eos_id() const;
   std::optional<int32_t> bos_id() const;
@@ -58,6 +61,7 @@ class Tokenizer {
   explicit Tokenizer(std::shared_ptr<const State> state);
 
  private:
+  std::string decode(std::span<const int32_t> ids, bool skip_special_tokens, bool raw) const;
   std::shared_ptr<const State> state_;
 };
 
