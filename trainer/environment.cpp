@@ -42,8 +42,6 @@ void prepare_process() {
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, -1);
   mallopt(M_TOP_PAD, 64 << 20);
-  // Weights, gradients and moments are read from end to end in every step: large pages spare most of the look-ups.
-  setenv("THP_MEM_ALLOC_ENABLE", "1", 0);
 }
 
 int set_threads(int threads, int local_ranks) {

@@ -5,6 +5,7 @@
 
 #include "optim/norm.h"
 #include "trainer/device_digest.h"
+#include "trainer/large_pages.h"
 #include "trainer/model_io.h"
 
 namespace cairn {
@@ -67,8 +68,14 @@ State::State(models::DecoderConfig config, at::ScalarType dtype, parallel::World
     : world_(world), zero_(world.size > 1 ? zero : 0) {
   model_ = std::make_unique<models::Decoder>(std::move(config), dtype, device);
   const int64_t total = model_->parameters().flat().numel();
-  gradient_ = at::zeros({total}, at::TensorOptions(at::kFloat).device(device));
-  leaf_gradient_ = dtype == at::kFloat ? gradient_ : at::zeros({total}, gradient_.options().dtype(dtype));
+  use_large_pages(model_->parameters().flat());
+  auto zeros = [&](at::ScalarType type) {
+    const at::Tensor flat = at::empty({total}, at::TensorOptions(type).device(device));
+    use_large_pages(flat);  // before the first touch
+    return flat.zero_();
+  };
+  gradient_ = zeros(at::kFloat);
+  leaf_gradient_ = dtype == at::kFloat ? gradient_ : zeros(dtype);
   model_->parameters().bind_gradients(leaf_gradient_);
   lane_tree_ = std::make_unique<parallel::LaneTree>(gradient_, lanes / world.size);
   int64_t target = 1 << 20, largest = 0;
@@ -120,7 +127,9 @@ void State::set_optimizer(const optim::OptimizerOptions& options, double ema) {
   optim::OptimizerOptions chosen = options;
   chosen.clear_grad = zero_ == 0;
   auto next = optim::make_optimizer(chosen, owned_parameters(false));
+  const void* advised = nullptr;  // moments of many parameters lie in one memory
   for (auto& [name, tensor] : next->state()) {
+    if (const void* memory = tensor.storage().data(); memory != std::exchange(advised, memory)) use_large_pages(tensor);
     if (const auto found = old.find(name); found != old.end()) tensor.copy_(found->second);
   }
   next->set_step(updates);
