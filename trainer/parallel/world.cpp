@@ -4,6 +4,7 @@
 
 #include <c10/util/Logging.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <future>
@@ -69,6 +70,7 @@ World::World(const Launch& launch, const WorldOptions& options)
 }
 
 std::unique_ptr<World> World::join(const Launch& launch, const WorldOptions& options) {
+  std::signal(SIGPIPE, SIG_IGN);  // a rank that is gone is an error of the message to it, not the end of this one
   std::unique_ptr<World> world(new World(launch, options));
   if (launch.size == 1) return world;
   check_backend(options.backend);
