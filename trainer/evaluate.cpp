@@ -7,13 +7,13 @@
 namespace cairn {
 namespace {
 
-// Bytes of the text that the target tokens spell.
+// Bytes of the text that the target tokens spell; a row that ends inside a character counts the bytes that it has.
 int64_t target_bytes(const data::Batch& batch, const data::Tokenizer& tokenizer) {
   std::vector<int32_t> ids;
   for (const int32_t id : batch.targets) {
     if (id >= 0) ids.push_back(id);
   }
-  return tokenizer.decode(ids, true).size();
+  return static_cast<int64_t>(tokenizer.decode_bytes(ids, true).size());
 }
 
 // One row of ids[begin, end) predicting ids[begin + 1, end]; only targets from `first_target` on count.

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <filesystem>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "checkpoints/file.h"
 #include "models/random.h"
 #include "trainer/text_stream.h"
 
@@ -61,6 +64,24 @@ CAIRN_VECTORS double masses(const float* x, int64_t n, float largest, double sca
 }
 
 }  // namespace
+
+std::vector<int32_t> end_ids(const std::string& folder) {
+  for (const char* name : {"generation_config.json", "config.json"}) {
+    const std::filesystem::path path = std::filesystem::path(folder) / name;
+    if (!std::filesystem::exists(path)) continue;
+    const auto json = nlohmann::json::parse(checkpoints::read_file(path), nullptr, false);
+    if (!json.is_object() || !json.contains("eos_token_id") || json.at("eos_token_id").is_null()) continue;
+    const auto& found = json.at("eos_token_id");
+    const auto is_id = [](const nlohmann::json& id) {
+      return id.is_number_integer() && id >= 0 && id <= std::numeric_limits<int32_t>::max();
+    };
+    if (is_id(found)) return {found.get<int32_t>()};
+    if (found.is_array() && std::all_of(found.begin(), found.end(), is_id)) return found.get<std::vector<int32_t>>();
+    throw std::runtime_error(
+        fmt::format("{}: eos_token_id: found {}, expected an id or a list of ids", path.string(), found.dump()));
+  }
+  return {};
+}
 
 void check(const SamplingOptions& options) {
   auto refuse = [](const char* key, double found, const char* expected) {
@@ -175,7 +196,9 @@ Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOpti
     const at::Tensor logits = model_.logits(hidden.narrow(0, rows - 1, 1), pass).to(at::kFloat).cpu().contiguous();
     const Philox draws{options.seed, Purpose::sample, static_cast<uint64_t>(prompt.size() + i)};
     const auto [id, logprob] = sample_token(logits.data_ptr<float>(), logits.size(1), options, draws.uniform(0));
-    if (options.stop_at_eos && tokenizer_.eos_id() && id == *tokenizer_.eos_id()) {
+    const bool ends = tokenizer_.eos_id() == id ||
+                      std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
+    if (options.stop_at_eos && ends) {
       result.finish_reason = "eos";
       break;
     }

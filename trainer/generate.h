@@ -18,7 +18,8 @@ struct SamplingOptions {
   double min_p = 0;          // tokens below min_p times the largest probability are left out
   uint64_t seed = 0;
   std::vector<std::string> stop;  // text after which to stop; cut from the text
-  bool stop_at_eos = true;
+  bool stop_at_eos = true;        // the tokenizer's end of a text, and `end_ids`
+  std::vector<int32_t> end_ids;   // what else ends a text (end_ids)
 };
 
 struct Generation {
@@ -27,6 +28,9 @@ struct Generation {
   std::string text;
   std::string finish_reason;  // eos, stop, length
 };
+
+// eos_token_id, a number or several, of a model folder's generation_config.json, else of its config.json.
+std::vector<int32_t> end_ids(const std::string& folder);
 
 // Throws std::invalid_argument for options out of range and for a prompt that leaves no room in the model's context.
 void check(const SamplingOptions& options);

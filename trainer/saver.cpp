@@ -1,8 +1,10 @@
 #include "trainer/saver.h"
 
-#include <unistd.h>
+#include <stdlib.h>
 
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <random>
 #include <thread>
 
@@ -52,8 +54,10 @@ Saver::Saver(checkpoints::Store& store, const config::RunConfig& config, const d
              bool background)
     : store_(store), retention_(retention_of(config.checkpoints.keep)), background_(background) {
   // The tokenizer writes files; they are held as bytes, since every checkpoint carries them.
-  const fs::path folder = fs::temp_directory_path() / fmt::format("cairn-tokenizer-{}", getpid());
-  fs::create_directories(folder);
+  std::string name = fs::temp_directory_path() / "cairn-tokenizer-XXXXXX";
+  if (::mkdtemp(name.data()) == nullptr)
+    throw std::runtime_error(fmt::format("{}: no temporary folder can be made: {}", name, std::strerror(errno)));
+  const fs::path folder = name;
   tokenizer.save(folder.string());
   for (const auto& entry : fs::directory_iterator(folder))
     tokenizer_files_.emplace_back(entry.path().filename().string(), checkpoints::read_file(entry.path()));

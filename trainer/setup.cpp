@@ -166,8 +166,30 @@ void check_schedules(const config::RunConfig& config, std::optional<int64_t> las
   }
 }
 
-std::vector<std::string> doubtful_settings(const config::RunConfig& config, std::optional<int64_t> last) {
+void check_samples(const config::RunConfig& config, const data::Tokenizer& tokenizer,
+                   const models::DecoderConfig& decoder) {
+  for (const auto& stage : config.stages) {
+    const auto& sample = stage.train.sample;
+    if (sample.every == 0) continue;
+    const auto tokens = static_cast<int64_t>(tokenizer.encode(sample.prompt, true).size());
+    if (tokens >= decoder.max_position_embeddings) {
+      config.fail("train.sample.prompt",
+                  fmt::format("found {} tokens, expected fewer than max_position_embeddings of the model ({})", tokens,
+                              decoder.max_position_embeddings));
+    }
+  }
+}
+
+std::vector<std::string> doubtful_settings(const config::RunConfig& config, const data::Tokenizer& tokenizer,
+                                           std::optional<int64_t> last) {
   std::vector<std::string> lines;
+  if (!tokenizer.eos_id()) {
+    const char* key = config.data.tokenizer.file ? "data.tokenizer.file" : "model.from";
+    lines.push_back(
+        fmt::format("{}: {}: the tokenizer has no end-of-text token: documents follow one another without a mark, and "
+                    "generated text does not end by itself (tokenizer_config.json beside it names one: eos_token)",
+                    config.locate(key).text(), key));
+  }
   std::vector<int64_t> beyond;
   for (const int64_t step : config.checkpoints.at)
     if (last && step > *last) beyond.push_back(step);

@@ -40,8 +40,13 @@ std::optional<int64_t> last_step(const config::RunConfig& config, const data::Da
 // Checks what hangs on the length of the run (warm-up and decay fit); throws config::ConfigError.
 void check_schedules(const config::RunConfig& config, std::optional<int64_t> last);
 
+// Refuses a train.sample.prompt that leaves no room in the model's context; throws config::ConfigError.
+void check_samples(const config::RunConfig& config, const data::Tokenizer& tokenizer,
+                   const models::DecoderConfig& decoder);
+
 // What is allowed and probably not meant: a line each, to be said at the start. `last`: the run's last step.
-std::vector<std::string> doubtful_settings(const config::RunConfig& config, std::optional<int64_t> last);
+std::vector<std::string> doubtful_settings(const config::RunConfig& config, const data::Tokenizer& tokenizer,
+                                           std::optional<int64_t> last);
 
 optim::OptimizerOptions optimizer_options(const config::Stage& stage);
 // Learning rate of step n of the run.

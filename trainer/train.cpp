@@ -173,7 +173,8 @@ class Loop {
     world_.barrier();
     if (!writes) prepare();
     schedule_ = checkpoint_schedule(config_.checkpoints);
-    for (const std::string& line : doubtful_settings(config_, stepper_.last())) console_.warn(line);
+    for (const std::string& line : doubtful_settings(config_, *stepper_.tokenizer(), stepper_.last()))
+      console_.warn(line);
     stepper_.open();
     if (resuming) {
       restored_ = restore(stepper_, *store_, world_, console_);

@@ -157,6 +157,21 @@ TEST(LaunchVariables, OfEveryLauncher) {
                 {"SLURM_JOB_ID", "123456"}});
   EXPECT_EQ(std::make_tuple(l.rank, l.size, l.local_rank, l.local_size, l.address, l.port),
             std::make_tuple(5, 8, 1, 4, std::string("10.0.0.1"), 20000 + 123456 % 20000));
+  // MPICH and Intel; the variables of srun are those of the helper that started the rank.
+  l = launched({{"PMI_RANK", "3"},
+                {"PMI_SIZE", "4"},
+                {"MPI_LOCALRANKID", "1"},
+                {"MPI_LOCALNRANKS", "2"},
+                {"MASTER_ADDR", "head"},
+                {"SLURM_PROCID", "0"},
+                {"SLURM_STEP_NUM_TASKS", "2"}});
+  EXPECT_EQ(std::make_tuple(l.rank, l.size, l.local_rank, l.local_size, l.address, l.launcher),
+            std::make_tuple(3, 4, 1, 2, std::string("head"), std::string("mpirun")));
+  l = launched({{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}});
+  EXPECT_EQ(std::make_tuple(l.rank, l.size, l.local_rank, l.local_size), std::make_tuple(1, 2, 1, 2));
+  // srun --mpi=pmi2 sets both.
+  l = launched({{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"SLURM_PROCID", "1"}, {"SLURM_STEP_NUM_TASKS", "2"}});
+  EXPECT_EQ(l.launcher, "srun");
   EXPECT_THROW(launched({{"RANK", "8"}, {"WORLD_SIZE", "8"}}), std::invalid_argument);
   EXPECT_THROW(launched({{"RANK", "x"}, {"WORLD_SIZE", "8"}}), std::invalid_argument);
   EXPECT_THROW(

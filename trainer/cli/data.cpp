@@ -13,19 +13,26 @@ namespace {
 
 struct Options {
   std::vector<std::string> sources;
-  std::string tokenizer, out, field = "text", run, document;
+  std::vector<std::string> names;
+  std::string tokenizer, out, field = "text", separator, run, document;
   int threads = 0;
   bool json = false, text = false;
 };
 
 int prepare(const Options& o) {
   const auto tokenizer = data::Tokenizer::from_file(o.tokenizer);
+  if (!o.names.empty() && o.names.size() != o.sources.size())
+    throw UsageError(fmt::format("data prepare: found {} --name for {} sources, expected one for each", o.names.size(),
+                                 o.sources.size()));
   std::vector<data::SourceOptions> sources;
   for (const std::string& path : o.sources) {
-    data::SourceOptions source;
-    (path.find(".jsonl") != std::string::npos ? source.jsonl : source.text) = path;
+    data::SourceOptions source = data::source_of(path);
+    if (!o.separator.empty() && source.text.empty())
+      throw UsageError(
+          fmt::format("data prepare: {}: --separator is for text; a line of JSON lines is a document", path));
     source.field = o.field;
-    source.name = data::default_name(source);
+    source.separator = o.separator;
+    source.name = o.names.empty() ? data::default_name(source) : o.names[sources.size()];
     sources.push_back(source);
   }
   Console console(o.json);
@@ -117,6 +124,8 @@ Action data_verb(CLI::App& command) {
   p->add_option("--tokenizer", o->tokenizer, "tokenizer.json or a folder that holds one")->required();
   p->add_option("--out", o->out, "folder for the shards")->required();
   p->add_option("--field", o->field, "jsonl: the key that holds the text");
+  p->add_option("--separator", o->separator, "text: parts the documents of a file (default <|endoftext|>)");
+  p->add_option("--name", o->names, "name of a source (again for each), and of its folder where there are several");
   add_threads(*p, o->threads);
   p->add_flag("--json", o->json);
   p->callback([chosen] { *chosen = prepare; });

@@ -34,6 +34,7 @@ void add_options(CLI::App& command, Options& o) {
 struct Loaded {
   std::unique_ptr<models::Decoder> model;
   std::shared_ptr<const data::Tokenizer> tokenizer;
+  SamplingOptions sampling;  // as asked for, and what ends a text
 };
 
 Loaded load(const Options& o) {
@@ -41,7 +42,10 @@ Loaded load(const Options& o) {
   set_threads(o.threads);
   const at::Device device = device_of_option(o.device);
   const auto folder = locate(o.model).folder;
-  return {load_model(folder.string(), at::kFloat, device), data::Tokenizer::from_file(folder.string())};
+  Loaded loaded{load_model(folder.string(), at::kFloat, device), data::Tokenizer::from_file(folder.string()),
+                o.sampling};
+  loaded.sampling.end_ids = end_ids(folder.string());
+  return loaded;
 }
 
 // A prompt of no tokens begins where a document begins.
@@ -63,7 +67,7 @@ Action generate_verb(CLI::App& command) {
     const Generator generator(*loaded.model, *loaded.tokenizer);
     const auto ids = prompt_ids(*loaded.tokenizer, o->prompt);
     if (o->json) {
-      const Generation g = generator.run(ids, o->sampling);
+      const Generation g = generator.run(ids, loaded.sampling);
       fmt::print("{}\n",
                  nlohmann::ordered_json{
                      {"text", g.text}, {"ids", g.ids}, {"logprobs", g.logprobs}, {"finish_reason", g.finish_reason}}
@@ -71,7 +75,7 @@ Action generate_verb(CLI::App& command) {
       return 0;
     }
     fmt::print("{}", o->prompt);
-    generator.run(ids, o->sampling, [](std::string_view text) {
+    generator.run(ids, loaded.sampling, [](std::string_view text) {
       fmt::print("{}", text);
       std::fflush(stdout);
     });
@@ -101,7 +105,7 @@ Action chat_verb(CLI::App& command) {
         fmt::print("[the first {} tokens no longer fit the model's context]\n", ids.size() - room);
         ids.erase(ids.begin(), ids.end() - room);
       }
-      SamplingOptions sampling = o->sampling;
+      SamplingOptions sampling = loaded.sampling;
       sampling.seed += turn;
       const Generation g = generator.run(ids, sampling, [](std::string_view text) {
         fmt::print("{}", text);

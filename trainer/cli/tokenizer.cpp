@@ -22,8 +22,7 @@ struct Options {
 int train(const Options& o) {
   std::vector<std::string> documents;
   for (const std::string& text : o.text) {
-    data::SourceOptions source;
-    (text.find(".jsonl") != std::string::npos ? source.jsonl : source.text) = text;
+    data::SourceOptions source = data::source_of(text);
     source.name = data::default_name(source);
     data::read_documents(source, 0, [&](std::string_view document) {
       documents.emplace_back(document);

@@ -11,16 +11,19 @@ namespace {
 
 using Get = std::function<const char*(const char*)>;
 
-// One launcher: the variables that carry its numbers. `marker` set (and `size` too): this row applies.
+// One launcher: the variables that carry its numbers. The row applies where rank and size are set, and `marker` too.
 struct Row {
-  const char *launcher, *rank, *size, *local_rank, *local_size, *address;
+  const char *launcher, *rank, *size, *local_rank, *local_size, *address, *marker = nullptr;
 };
 constexpr Row kTable[] = {
     {"torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", nullptr},
     {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
      "OMPI_COMM_WORLD_LOCAL_SIZE", nullptr},
+    // MPICH's and Intel's. Before srun's: under Slurm srun starts their helpers alone, one a machine.
+    {"mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", nullptr, "MPI_LOCALRANKID"},
     {"srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE",
      "SLURM_LAUNCH_NODE_IPADDR"},
+    {"mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", nullptr},  // says nothing of the machine
 };
 
 // `prefix_only`: Slurm writes "4(x2)" for four tasks on each of two nodes.
@@ -43,7 +46,9 @@ Launch read_launch(const Get& get) {
   Launch launch;
   const Row* row = nullptr;
   for (const Row& candidate : kTable)
-    if (row == nullptr && is_set(get, candidate.rank) && is_set(get, candidate.size)) row = &candidate;
+    if (row == nullptr && is_set(get, candidate.rank) && is_set(get, candidate.size) &&
+        (candidate.marker == nullptr || is_set(get, candidate.marker)))
+      row = &candidate;
   if (row == nullptr) return launch;
 
   launch.launcher = row->launcher;
@@ -60,7 +65,7 @@ Launch read_launch(const Get& get) {
   launch.launcher_store = agent != nullptr && std::string_view(agent) == "True";
   if (is_set(get, "TORCHELASTIC_RESTART_COUNT")) launch.attempt = get("TORCHELASTIC_RESTART_COUNT");
   // Jobs of one user on one machine must not meet: Slurm's port follows from the job.
-  const int slurm_job = row == &kTable[2] ? number(get, "SLURM_JOB_ID", 0) : 0;
+  const int slurm_job = launch.launcher == "srun" ? number(get, "SLURM_JOB_ID", 0) : 0;
   launch.port = number(get, "MASTER_PORT", slurm_job > 0 ? 20000 + slurm_job % 20000 : launch.port);
   if (is_set(get, "MASTER_ADDR"))
     launch.address = get("MASTER_ADDR");

@@ -1,4 +1,5 @@
-// What the launcher told this process through its environment: torchrun, Open MPI's mpirun, Slurm's srun, or nobody.
+// What the launcher told this process through its environment: torchrun, mpirun (Open MPI, MPICH,
+// Intel MPI), Slurm's srun, or nobody.
 #pragma once
 
 #include <functional>
@@ -17,8 +18,8 @@ struct Launch {
 
 // A pure function of the variables (`get` returns nullptr where one is unset). The first row that applies:
 //   torchrun  RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE (+ TORCHELASTIC_USE_AGENT_STORE, TORCHELASTIC_RESTART_COUNT)
-//   mpirun    OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK, _LOCAL_SIZE
-//   srun      SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE; address
+//   mpirun    OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK, _LOCAL_SIZE; PMI_RANK, PMI_SIZE, MPI_LOCALRANKID,
+//   MPI_LOCALNRANKS srun      SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE; address
 //   SLURM_LAUNCH_NODE_IPADDR
 // MASTER_ADDR and MASTER_PORT hold for all of them. None: one rank.
 // Throws std::invalid_argument naming the variable: not a number, a rank outside [0, size), a world of several machines
