@@ -128,8 +128,17 @@ bool stored_whole(const fs::path& run, int64_t step, const RebuildTalk& talk) {
   return false;
 }
 
+Wanted wanted_of(const RunRecord& record, int64_t step, Part part) {
+  return {.part = part, .digest = record.digest_of(step)};
+}
+
 fs::path state_folder(const RunRecord& record, Replayer& replayer, int64_t step, Part part, const RebuildTalk& talk) {
-  return cached(record.run(), checkpoints::Store::folder_name(step), [&](const fs::path& target) {
+  check_reach(record, step);
+  if (part == Part::weights) {
+    const auto more = find_cached(record.run(), entry_name(step, Part::full), wanted_of(record, step, Part::full));
+    if (more) return *more;
+  }
+  return cached(record.run(), entry_name(step, part), wanted_of(record, step, part), [&](const fs::path& target) {
     const double elapsed = rebuild(replayer, step, talk);
     // Nothing in the journal speaks of the initialisation but the step that it led to.
     const auto check = [&] {
@@ -159,14 +168,22 @@ Located locate_step(const fs::path& run, int64_t step, bool ema, const LocateOpt
       throw std::runtime_error(
           fmt::format("{}: step {} is not stored; stored are {}", run.string(), step, stored_steps(run)));
     }
-    const Threads threads(options.threads);
     const RunRecord record(run);
+    check_reach(record, step);
+    // What a range left: enough for this, and no replay can begin there.
+    const Part alone = ema ? Part::ema : Part::weights;
+    if (const auto known = find_cached(run, entry_name(step, alone), wanted_of(record, step, alone))) {
+      located.folder = *known;
+      return located;
+    }
+    const Threads threads(options.threads);
     Replayer replayer(record);
     folder = state_folder(record, replayer, step, Part::full, talk);
   }
   if (ema) {
-    folder = cached(run, checkpoints::Store::folder_name(step) + "-ema",
-                    [&](const fs::path& target) { write_ema(target, folder); });
+    const Wanted wanted{.part = Part::ema, .digest = checkpoints::read_manifest(folder).about.value("digest", "")};
+    folder =
+        cached(run, entry_name(step, Part::ema), wanted, [&](const fs::path& target) { write_ema(target, folder); });
   }
   located.folder = folder;
   return located;

@@ -31,7 +31,7 @@ Located locate(const std::string& address, const LocateOptions& options = {});
 
 // Several, ascending by step: RUN@A:B:STRIDE, RUN@stored, RUN alone where `run_is_set` (its stored steps), a pattern
 // FOLDER/step{N}, a YAML list of {step, path}, or a single address.
-// States that are rebuilt for a range hold weights alone.
+// The cost of all that has to be rebuilt is said once. States that are rebuilt for a range hold weights alone.
 std::vector<Located> locate_set(const std::string& set, bool run_is_set = false, const LocateOptions& options = {});
 
 // Whether it is written as a set (a range, `stored`, a pattern, a list), however many states there are in it.

@@ -9,6 +9,7 @@
 
 #include "checkpoints/manifest.h"
 #include "checkpoints/pieces.h"
+#include "checkpoints/store.h"
 #include "trainer/model_io.h"
 
 namespace cairn {
@@ -51,7 +52,30 @@ std::map<std::string, EntryLock>& used() {
 }
 std::recursive_mutex used_mutex;  // a state may hang on another run's (model.from)
 
-bool whole(const fs::path& folder) { return fs::exists(folder) && !checkpoints::verify_folder(folder); }
+constexpr const char* kKinds[] = {"full", "weights", "ema"};  // of each Part, in the manifest
+
+// The key of the manifest that has the digest of the state: an average is not the state itself.
+const char* digest_key(Part part) { return part == Part::ema ? "state" : "digest"; }
+
+// What the manifest says.
+bool fits(const fs::path& folder, const Wanted& wanted) {
+  if (!fs::exists(folder)) return false;
+  try {
+    const Json about = checkpoints::read_manifest(folder).about;
+    if (wanted.part && about.value("kind", "") != kKinds[static_cast<int>(*wanted.part)]) return false;
+    return wanted.digest.empty() || about.value(digest_key(wanted.part.value_or(Part::full)), "") == wanted.digest;
+  } catch (const std::exception&) {  // damaged
+    return false;
+  }
+}
+
+bool whole(const fs::path& folder, const Wanted& wanted) {
+  return fits(folder, wanted) && !checkpoints::verify_folder(folder);
+}
+
+fs::path entry_path(const fs::path& run, const std::string& name) {
+  return fs::absolute(cache_folder(run) / name).lexically_normal();
+}
 
 void touch(const fs::path& folder) {
   std::error_code ignored;  // a cache that cannot be written can still be read
@@ -142,10 +166,52 @@ uint64_t cache_limit() {
   return static_cast<uint64_t>(gib * (1 << 30));
 }
 
-fs::path cached(const fs::path& run, const std::string& name, const std::function<void(const fs::path&)>& build) {
-  const fs::path folder = fs::absolute(cache_folder(run) / name).lexically_normal();
+std::string entry_name(int64_t step, Part part) {
+  static constexpr const char* kEnds[] = {"", "-weights", "-ema"};
+  return checkpoints::Store::folder_name(step) + kEnds[static_cast<int>(part)];
+}
+
+bool seems_cached(const fs::path& run, const std::string& name, const Wanted& wanted) {
+  return fits(entry_path(run, name), wanted);
+}
+
+std::optional<fs::path> find_cached(const fs::path& run, const std::string& name, const Wanted& wanted) {
+  const fs::path folder = entry_path(run, name);
   const std::lock_guard guard(used_mutex);
+  if (!fits(folder, wanted)) return std::nullopt;
   if (used().contains(folder.string())) return folder;
+  EntryLock lock(folder);
+  lock.shared();
+  if (!whole(folder, wanted)) return std::nullopt;
+  touch(folder);
+  used().emplace(folder.string(), std::move(lock));
+  return folder;
+}
+
+void drop_cached_after(const fs::path& run, int64_t step) {
+  std::vector<fs::path> gone;
+  std::error_code error;
+  const fs::path cache = cache_folder(run);
+  for (auto it = fs::directory_iterator(cache, error); !error && it != fs::directory_iterator(); it.increment(error)) {
+    const std::string name = it->path().filename().string();
+    const auto found = checkpoints::Store::step_of(name.substr(0, name.find('-', std::strlen("step-"))));
+    if (found && *found > step) gone.push_back(it->path());
+  }
+  for (const fs::path& folder : gone) {
+    try {
+      EntryLock lock(folder);
+      if (lock.try_exclusive() && fs::exists(folder)) remove_folder(folder);
+    } catch (const std::exception&) {  // what stays is not used: its digest is another
+    }
+  }
+}
+
+fs::path cached(const fs::path& run, const std::string& name, const Wanted& wanted,
+                const std::function<void(const fs::path&)>& build) {
+  const std::lock_guard guard(used_mutex);
+  if (const auto found = find_cached(run, name, wanted)) return *found;
+  const fs::path folder = entry_path(run, name);
+  used().erase(folder.string());  // it was used here, and the run went another way since
   std::error_code error;
   fs::create_directories(folder.parent_path(), error);
   if (error) {
@@ -156,10 +222,10 @@ fs::path cached(const fs::path& run, const std::string& name, const std::functio
   // One builds; the others wait for its lock and find the folder.
   for (int attempt = 0;; ++attempt) {
     lock.shared();
-    if (whole(folder)) break;
+    if (whole(folder, wanted)) break;
     lock.release();
     if (lock.try_exclusive()) {
-      if (!whole(folder)) {
+      if (!whole(folder, wanted)) {
         if (fs::exists(folder)) remove_folder(folder);
         build(folder);
       }
@@ -168,7 +234,9 @@ fs::path cached(const fs::path& run, const std::string& name, const std::functio
     }
     if (attempt == 500)
       throw std::runtime_error(
-          fmt::format("{} is damaged, and in use by another process: end that, or delete the folder", folder.string()));
+          fmt::format("{} is damaged or of a past that the run left, and in use by another process: end that, or "
+                      "delete the folder",
+                      folder.string()));
     ::usleep(20'000);
   }
   touch(folder);
@@ -181,8 +249,7 @@ void write_state(const fs::path& target, Stepper& stepper, Part part, double ela
                  const std::function<void()>& before_commit) {
   State& state = stepper.state();
   checkpoints::FolderCommit folder(target);
-  static constexpr const char* kKinds[] = {"full", "weights", "ema"};
-  Json about{{"step", state.step}, {"kind", kKinds[static_cast<int>(part)]}};
+  Json about{{"step", state.step}, {"kind", kKinds[static_cast<int>(part)]}, {digest_key(part), state.digest().hex()}};
   write_tokenizer(folder, *stepper.tokenizer());
   if (part == Part::ema) {
     std::map<std::string, at::Tensor> average;
@@ -193,7 +260,6 @@ void write_state(const fs::path& target, Stepper& stepper, Part part, double ela
     write_model_files(folder, *averaged(state.model().config(), [&](const auto& name) { return average.at(name); }));
   } else {
     write_model_files(folder, state.model());
-    about["digest"] = state.digest().hex();
   }
   if (part == Part::full) {
     std::vector<at::Tensor> owners;
@@ -232,7 +298,10 @@ void write_ema(const fs::path& target, const fs::path& from) {
     return tensor_of(saved.get(name));
   });
   write_model_files(folder, *model);
-  folder.commit({{"step", checkpoints::read_manifest(from).about.value("step", 0)}, {"kind", "ema"}});
+  const Json about = checkpoints::read_manifest(from).about;
+  folder.commit({{"step", about.value("step", int64_t{0})},
+                 {"kind", kKinds[static_cast<int>(Part::ema)]},
+                 {digest_key(Part::ema), about.value("digest", "")}});
 }
 
 }  // namespace cairn

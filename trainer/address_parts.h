@@ -24,7 +24,11 @@ Located locate_step(const std::filesystem::path& run, int64_t step, bool ema, co
 // A stored step whose every byte is as it was written; says where it is damaged.
 bool stored_whole(const std::filesystem::path& run, int64_t step, const RebuildTalk& talk);
 
-// The cache's folder of a step that is not stored, rebuilt where it is not there.
+// What the cache's folder of a step has to hold.
+Wanted wanted_of(const RunRecord& record, int64_t step, Part part);
+
+// The cache's folder of a step that is not stored, rebuilt where it is not there. Part::weights: one that has more will
+// do. Throws std::runtime_error where the step is beyond the run or cannot be had.
 std::filesystem::path state_folder(const RunRecord& record, Replayer& replayer, int64_t step, Part part,
                                    const RebuildTalk& talk);
 

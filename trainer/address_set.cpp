@@ -23,7 +23,13 @@ std::vector<int64_t> stored_steps(const fs::path& run) {
 }
 
 // A:B or A:B:STRIDE, both ends included where the stride meets them.
-std::optional<std::vector<int64_t>> range_steps(const std::string& selector, const std::string& set) {
+struct Range {
+  int64_t first = 0, last = 0, stride = 1;
+
+  int64_t reached() const { return first + (last - first) / stride * stride; }  // the last of its steps
+};
+
+std::optional<Range> range_of(const std::string& selector, const std::string& set) {
   std::vector<int64_t> numbers;
   for (size_t from = 0; from <= selector.size();) {
     const size_t colon = std::min(selector.find(':', from), selector.size());
@@ -37,8 +43,26 @@ std::optional<std::vector<int64_t>> range_steps(const std::string& selector, con
   if (numbers.size() > 3 || stride < 1 || numbers[0] > numbers[1])
     throw std::invalid_argument(fmt::format(
         "{}: found '{}', expected A:B or A:B:STRIDE with A <= B and a stride of at least 1", set, selector));
+  return Range{numbers[0], numbers[1], stride};
+}
+
+// Its steps, once it is known that the run has them: a mistyped end may be any number.
+std::vector<int64_t> steps_of(const Range& range, const fs::path& run, const std::string& set) {
+  const auto stored = checkpoints::Store(run, checkpoints::Store::Mode::read).list();
+  int64_t last = stored.empty() ? 0 : stored.back().step;
+  std::string end = fmt::format("which has no journal.jsonl and is stored to step {}", last);
+  if (range.reached() > last && fs::exists(run / "run.yaml")) {
+    const RunRecord record(run);
+    if (record.has_journal() && record.last_step() >= last) {
+      last = record.last_step();
+      end = fmt::format("whose journal ends at step {}", last);
+    }
+  }
+  if (range.reached() > last)
+    throw std::runtime_error(fmt::format("{}: step {} is beyond the run, {}", set, range.reached(), end));
   std::vector<int64_t> steps;
-  for (int64_t step = numbers[0]; step <= numbers[1]; step += stride) steps.push_back(step);
+  for (int64_t i = 0; i <= (range.last - range.first) / range.stride; ++i)
+    steps.push_back(range.first + i * range.stride);
   return steps;
 }
 
@@ -66,9 +90,41 @@ void check_room(const fs::path& run, const std::string& set, size_t states) {
       set, states, needed / (1 << 30), limit / (1 << 30)));
 }
 
+// What a pass over `missing` (ascending) is going to make; states == 0: all of them are in the cache.
+struct Cost {
+  int64_t states = 0, steps = 0;
+  double seconds = 0;
+};
+Cost cost_of(const RunRecord& record, const std::vector<int64_t>& missing, Part part) {
+  const auto there = [&](int64_t step, Part what) {
+    return seems_cached(record.run(), entry_name(step, what), wanted_of(record, step, what));
+  };
+  std::vector<int64_t> bases;
+  for (const auto& base : record.bases(missing.back(), true)) bases.push_back(base.step);
+  std::reverse(bases.begin(), bases.end());  // ascending
+  Cost cost;
+  std::vector<std::pair<int64_t, int64_t>> stretches;
+  int64_t at = -1;  // where the pass stands
+  for (int64_t step : missing) {
+    if (there(step, part) || (part == Part::weights && there(step, Part::full))) continue;
+    const auto behind = std::upper_bound(bases.begin(), bases.end(), step);
+    const int64_t base = behind == bases.begin() ? 0 : *(behind - 1);
+    stretches.emplace_back(std::max(at, base), step);
+    cost.states += 1;
+    cost.steps += step - stretches.back().first;
+    at = step;
+  }
+  if (stretches.empty()) return cost;
+  const auto lines = record.lines(stretches.front().first + 1, stretches.back().second);
+  for (const auto& [from, to] : stretches)
+    cost.seconds += seconds_of(std::map<int64_t, Json>(lines.upper_bound(from), lines.upper_bound(to)));
+  return cost;
+}
+
 std::vector<Located> locate_steps(const AddressParts& parts, const std::string& set, const std::vector<int64_t>& steps,
                                   const LocateOptions& options) {
-  const RebuildTalk talk = talk_of(options);
+  RebuildTalk talk = talk_of(options);
+  const Part part = parts.ema ? Part::ema : Part::weights;
   std::vector<int64_t> missing;
   for (int64_t step : steps) {
     if (!stored_whole(parts.run, step, talk)) missing.push_back(step);
@@ -76,16 +132,16 @@ std::vector<Located> locate_steps(const AddressParts& parts, const std::string& 
   std::vector<Located> located;
   std::optional<RunRecord> record;
   std::optional<Replayer> replayer;
-  if (!missing.empty() && options.rebuild && !parts.ema) {
+  if (!missing.empty() && options.rebuild) {
     record.emplace(parts.run);
-    if (record->has_journal() && missing.back() > record->last_step()) {
-      throw std::runtime_error(fmt::format("{}: step {} is beyond the run, whose journal ends at step {}", set,
-                                           missing.back(), record->last_step()));
-    }
+    check_reach(*record, missing.back());
     check_room(parts.run, set, missing.size());
     replayer.emplace(*record);
-    talk.say(
-        fmt::format("{}: {} of {} states are not stored and are rebuilt by replay", set, missing.size(), steps.size()));
+    const Cost all = record->has_journal() ? cost_of(*record, missing, part) : Cost();
+    if (all.states > 0)
+      talk.say(fmt::format("{}: {} of {} states are not stored and are rebuilt by replay: {} in all", set, all.states,
+                           steps.size(), cost(all.steps, all.seconds)));
+    talk.cost_told = true;
   }
   const Threads threads(replayer ? options.threads : 0);
   for (int64_t step : steps) {
@@ -94,10 +150,11 @@ std::vector<Located> locate_steps(const AddressParts& parts, const std::string& 
       continue;
     }
     // One pass over the run: each goes on from the one before.
-    located.push_back({.address = fmt::format("{}@{}", parts.run.string(), step),
-                       .folder = state_folder(*record, *replayer, step, Part::weights, talk),
+    located.push_back({.address = fmt::format("{}@{}{}", parts.run.string(), step, parts.ema ? ":ema" : ""),
+                       .folder = state_folder(*record, *replayer, step, part, talk),
                        .run = parts.run,
-                       .step = step});
+                       .step = step,
+                       .ema = parts.ema});
   }
   return located;
 }
@@ -192,7 +249,7 @@ bool names_several(const std::string& set) {
   if (is_list(set)) return true;
   if (fs::exists(set)) return false;
   const AddressParts parts = split_address(set);
-  return parts.selector == "stored" || range_steps(parts.selector, set).has_value();
+  return parts.selector == "stored" || range_of(parts.selector, set).has_value();
 }
 
 std::vector<Located> locate_set(const std::string& set, bool run_is_set, const LocateOptions& options) {
@@ -202,7 +259,8 @@ std::vector<Located> locate_set(const std::string& set, bool run_is_set, const L
   const AddressParts parts = split_address(set);
   if (parts.selector == "stored" || (parts.selector.empty() && run_is_set))
     return locate_steps(parts, set, stored_steps(parts.run), options);
-  if (const auto steps = range_steps(parts.selector, set)) return locate_steps(parts, set, *steps, options);
+  if (const auto range = range_of(parts.selector, set))
+    return locate_steps(parts, set, steps_of(*range, parts.run, set), options);
   return {locate(set, options)};
 }
 

@@ -17,30 +17,70 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-// The folder of the child, which goes again where the fork fails.
+// The folder of the child, which goes again where the fork fails. A hidden file says that a fork is at work here, or
+// was when it was killed; the next writer of the run removes it.
 class NewFolder {
  public:
-  explicit NewFolder(fs::path folder) : folder_(std::move(folder)), existed_(fs::exists(folder_)) {
-    if (!existed_) return;
-    if (!fs::is_directory(folder_) || !fs::is_empty(folder_)) {
-      throw std::runtime_error(
-          fmt::format("{} is not empty: a fork is a new run, choose another folder with --run", folder_.string()));
-    }
+  // Throws std::runtime_error where the folder holds something already, or another process writes it; then nothing of
+  // it is touched.
+  NewFolder(fs::path folder, const RebuildTalk& talk) : folder_(std::move(folder)), existed_(fs::exists(folder_)) {
+    const auto refuse = [&] {
+      throw std::runtime_error(fmt::format(
+          "{} is not empty: a fork is a new run, choose another folder with --run, or delete it", folder_.string()));
+    };
+    if (existed_ && (!fs::is_directory(folder_) || (!fs::is_empty(folder_) && !is_left(folder_)))) refuse();
+    bool left = existed_ && is_left(folder_);
+    store_.emplace(folder_, checkpoints::Store::Mode::write);
+    // Another fork may have come and gone until the lock was had.
+    const auto& leftovers = store_->leftovers();
+    left = left || std::find(leftovers.begin(), leftovers.end(), mark().string()) != leftovers.end();
+    if (fs::exists(folder_ / "run.yaml")) refuse();
+    checkpoints::replace_file(mark(), "");
+    if (!left) return;
+    if (talk.say)
+      talk.say(fmt::format("{} holds what a fork left that was ended before it was done: it is made anew",
+                           folder_.string()));
+    clear(true);
   }
   ~NewFolder() {
     if (kept_) return;
     std::error_code ignored;
-    if (!existed_) {
+    if (existed_) {
+      clear(false);
+    } else {
       fs::remove_all(folder_, ignored);
-      return;
     }
-    for (const auto& entry : fs::directory_iterator(folder_, ignored)) fs::remove_all(entry.path(), ignored);
   }
-  void keep() { kept_ = true; }
+  checkpoints::Store& store() { return *store_; }
+  // From here on it is a run.
+  void keep() {
+    kept_ = true;
+    std::error_code ignored;
+    fs::remove(mark(), ignored);
+  }
 
  private:
+  static bool is_left(const fs::path& folder) { return fs::exists(folder / kMark) && !fs::exists(folder / "run.yaml"); }
+  fs::path mark() const { return folder_ / kMark; }
+  // Removes all that lies in it; `goes_on`: but for the lock, the mark and the folder of the checkpoints.
+  void clear(bool goes_on) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(folder_, ignored)) {
+      const std::string name = entry.path().filename().string();
+      if (goes_on && (name == ".lock" || name == kMark)) continue;
+      if (!goes_on || name != "checkpoints") {
+        fs::remove_all(entry.path(), ignored);
+        continue;
+      }
+      for (const auto& step : fs::directory_iterator(entry.path(), ignored)) fs::remove_all(step.path(), ignored);
+    }
+  }
+
+  static constexpr const char* kMark = ".tmp-fork";  // a name that checkpoints::Store takes for a leftover
+
   fs::path folder_;
   bool existed_, kept_ = false;
+  std::optional<checkpoints::Store> store_;  // the lock: until the folder is what it is to be
 };
 
 void check_shapes(const Stepper& stepper, Stepper& from) {
@@ -131,16 +171,17 @@ void append_fork(const fs::path& parent, const fs::path& child, int64_t step, co
 ForkReport fork_run(const ForkOptions& options) {
   const RunRecord record(options.run);
   const int64_t step = options.step;
-  if (step > record.last_step()) {
-    throw std::runtime_error(fmt::format("{}@{} is beyond the run, whose journal ends at step {}", options.run.string(),
-                                         step, record.last_step()));
+  if (!record.has_journal()) {
+    throw std::runtime_error(fmt::format(
+        "{}@{}: {} has no journal.jsonl, whose lines up to there are the fork's, too: put it back, or start "
+        "a new run from the weights of a stored step (model.from)",
+        options.run.string(), step, options.run.string()));
   }
+  check_reach(record, step);
   const std::string yaml_name = (options.run / "run.yaml").string();
   const Json settings = record.settings_json(step + 1);
   fork_config(settings, step, INT64_MAX, options.changes, yaml_name);  // mistakes end here, before any work
-  NewFolder folder(options.child);
-  // Two forks into one folder at once: the second is refused.
-  checkpoints::Store store(options.child, checkpoints::Store::Mode::write);
+  NewFolder folder(options.child, options.talk);  // two forks into one at once: the second is refused
 
   Replayer replayer(record);
   const double elapsed = rebuild(replayer, step, options.talk);
@@ -159,7 +200,7 @@ ForkReport fork_run(const ForkOptions& options) {
   stepper.take(from);
   stepper.enter_stage(step + 1);
   report.digest = stepper.state().digest().hex();
-  write_state(store.path_of(step), stepper, Part::full, elapsed);
+  write_state(folder.store().path_of(step), stepper, Part::full, elapsed);
   checkpoints::replace_file(options.child / "journal.jsonl", journal_until(options.run / "journal.jsonl", step));
   write_build(options.child, child_build(record, step, report.parent_digest, config));
   checkpoints::replace_file(options.child / "run.yaml", config::to_yaml(config));  // this makes it a run

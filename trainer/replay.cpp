@@ -68,6 +68,7 @@ class Replay {
              .causes = likely_causes(record_, replayer.stepper(), made.step)});
         break;
       }
+      if (wanted(made.step)) report_.replayed += 1;
       check(replayer.stepper(), made);
       report_.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
       if (options_.progress) options_.progress({made.step, made.step - report_.start, total, report_.seconds});
@@ -242,7 +243,7 @@ Json to_json(const ReplayFault& fault) {
 
 Json to_json(const ReplayReport& report) {
   const auto first = report.first_divergence();
-  Json json{{"replayed", report.to - report.from},
+  Json json{{"replayed", report.replayed},
             {"verified", report.verified()},
             {"first_divergence", first ? Json(*first) : Json()},
             {"from", report.from},

@@ -46,6 +46,7 @@ struct ReplayFault {
 struct ReplayReport {
   int64_t from = 0, to = 0;  // as asked: the steps from + 1 ... to
   int64_t start = 0;         // the state that it began at
+  int64_t replayed = 0;      // of these steps, those that were made: fewer where a difference ended the replay
   int64_t compared = 0;      // digests that were compared
   int64_t checkpoints = 0;   // stored states that were compared
   double seconds = 0;        // of the steps

@@ -70,6 +70,13 @@ std::map<int64_t, Json> RunRecord::lines(int64_t from, int64_t to) const {
   return lines;
 }
 
+std::string RunRecord::digest_of(int64_t step) const {
+  const auto found = lines(step, step);
+  if (found.empty()) return "";
+  const Json digest = found.begin()->second.value("digest", Json());
+  return digest.is_string() ? digest.get<std::string>() : "";
+}
+
 Json RunRecord::settings_json(int64_t step) const {
   for (const Json& former : build_.value(kFormer, Json::array())) {
     if (step <= former.at("last_step").get<int64_t>()) return former.at("settings");

@@ -38,6 +38,8 @@ class RunRecord {
   int64_t last_step() const { return last_step_; }
   // Lines of the steps from ... to, where they are there.
   std::map<int64_t, nlohmann::ordered_json> lines(int64_t from, int64_t to) const;
+  // The digest that the journal has of the state of step n; "" where it has none.
+  std::string digest_of(int64_t step) const;
 
   // The settings that made step n, for one rank: what was changed later does not count. Throws config::ConfigError.
   config::RunConfig settings_at(int64_t step) const;

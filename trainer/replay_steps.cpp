@@ -83,6 +83,13 @@ bool Replayer::nearer(int64_t step, bool cached) const {
   return !bases.empty() && bases.front().step > stepper_->step();
 }
 
+void check_reach(const RunRecord& record, int64_t step) {
+  if (!record.has_journal() || step <= record.last_step()) return;
+  throw std::runtime_error(
+      fmt::format("{}@{} is beyond the run, whose journal ends at step {}: expected a step from 0 to {}",
+                  record.run().string(), step, record.last_step(), record.last_step()));
+}
+
 double rebuild(Replayer& replayer, int64_t step, const RebuildTalk& talk) {
   const RunRecord& record = replayer.record();
   const std::string run = record.run().string();
@@ -95,12 +102,7 @@ double rebuild(Replayer& replayer, int64_t step, const RebuildTalk& talk) {
                     "and verified; stored steps can be used",
                     run, step, run));
   }
-  if (step > record.last_step()) {
-    throw std::runtime_error(
-        fmt::format("{}@{} is beyond the run, whose journal ends at step {}: expected a step "
-                    "from 0 to {}",
-                    run, step, record.last_step(), record.last_step()));
-  }
+  check_reach(record, step);
   const bool goes_on = replayer.begun() && replayer.step() <= step && !replayer.nearer(step, true);
   const int64_t start = goes_on ? replayer.step() : replayer.begin(step, true);
   if (!goes_on) {
@@ -111,7 +113,8 @@ double rebuild(Replayer& replayer, int64_t step, const RebuildTalk& talk) {
   }
   const auto lines = record.lines(start + 1, step);
   if (start < step) {
-    say(fmt::format("{}@{} is not stored: {} from step {}", run, step, cost(step - start, seconds_of(lines)), start));
+    if (!talk.cost_told)
+      say(fmt::format("{}@{} is not stored: {} from step {}", run, step, cost(step - start, seconds_of(lines)), start));
     if (const auto at = lines.find(step); at == lines.end() || digest_of(at->second).empty()) {
       throw std::runtime_error(
           fmt::format("{}@{} cannot be verified: the journal has no digest of step {}; stored "

@@ -54,7 +54,11 @@ class Replayer {
 struct RebuildTalk {
   std::function<void(const std::string&)> say = {};                              // the cost before it is spent; damage
   std::function<void(int64_t step, int64_t done, int64_t total)> progress = {};  // after each step
+  bool cost_told = false;                                                        // that of all that is rebuilt
 };
+
+// Throws std::runtime_error where the journal ends before step n. Without a journal nothing is known of that.
+void check_reach(const RunRecord& record, int64_t step);
 
 // Brings the replayer to the state of step n, from where it stands or a nearer state, and checks its digest and those
 // of all steps on the way against the journal. Returns the seconds that the run had taken there. Throws

@@ -217,37 +217,4 @@ void check_sources(const fs::path& run, const data::Dataset& data) {
   }
 }
 
-fs::path model_folder(const std::string& address) {
-  const fs::path path(address);
-  if (fs::exists(path / "config.json")) return path;
-  // RUN, RUN@last, RUN@N: a stored step of a run.
-  std::string run = address;
-  std::string step = "last";
-  // A folder may have an @ in its name.
-  if (const size_t at = address.rfind('@'); at != std::string::npos && !fs::is_directory(address))
-    run = address.substr(0, at), step = address.substr(at + 1);
-  if (!fs::is_directory(run)) throw std::runtime_error(fmt::format("{}: no such model folder or run", address));
-  if (!fs::is_directory(fs::path(run) / "checkpoints"))
-    throw std::runtime_error(fmt::format("{}: neither a model (no config.json) nor a run (no checkpoints/)", run));
-  const checkpoints::Store store(run, checkpoints::Store::Mode::read);
-  const auto steps = store.list();
-  if (steps.empty()) throw std::runtime_error(fmt::format("{}: no committed checkpoint", run));
-  if (step == "last") return steps.back().path;
-  int64_t wanted = -1;
-  try {
-    size_t used = 0;
-    wanted = std::stoll(step, &used);
-    if (used != step.size()) wanted = -1;
-  } catch (const std::exception&) {
-  }
-  if (wanted < 0)
-    throw std::invalid_argument(fmt::format("{}: '{}' is no step: expected a number or 'last'", address, step));
-  std::string stored;
-  for (const auto& s : steps) {
-    if (s.step == wanted) return s.path;
-    stored += (stored.empty() ? "" : ", ") + std::to_string(s.step);
-  }
-  throw std::runtime_error(fmt::format("{}: step {} is not stored; stored are {}", run, wanted, stored));
-}
-
 }  // namespace cairn

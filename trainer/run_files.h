@@ -55,7 +55,4 @@ std::vector<nlohmann::ordered_json> changed_settings(const std::filesystem::path
 // would not be a step of this run. (Validation sets change no step: write_run_files notes what changed there.)
 void check_sources(const std::filesystem::path& run, const data::Dataset& data);
 
-// The newest checkpoint folder of RUN, or the folder itself where it is a model. Throws where there is none.
-std::filesystem::path model_folder(const std::string& address);
-
 }  // namespace cairn

@@ -4,12 +4,15 @@
 
 #include "checkpoints/journal.h"
 #include "checkpoints/store.h"
+#include "trainer/address_cache.h"
 #include "trainer/device.h"
 #include "trainer/environment.h"
 #include "trainer/evaluate.h"
+#include "trainer/metrics/series.h"
 #include "trainer/restore.h"
 #include "trainer/run_files.h"
 #include "trainer/signals.h"
+#include "trainer/source_order.h"
 #include "trainer/stepper.h"
 #include "trainer/train_log.h"
 #include "trainer/trajectory.h"
@@ -150,6 +153,9 @@ class Loop {
       store_.emplace(run_, checkpoints::Store::Mode::write);
     }
     if (writes && resuming) {
+      // The steps that were made are those of the state that it goes on from.
+      const auto stored = store_->list();
+      check_order(run_, config_, stored.empty() ? 0 : stored.back().step);
       for (const Json& change : changed_settings(run_, config_)) {
         console_.warn(fmt::format("run.yaml was changed: {} is {} now, was {}", change.at("key").get<std::string>(),
                                   change.at("now").dump(), change.at("was").dump()));
@@ -199,8 +205,13 @@ class Loop {
       journal_.emplace(run_ / "journal.jsonl");
       if (resuming) {
         // In this order a crash between the two leaves no checkpoint that the journal does not know.
-        store_->truncate_after(restored_.loaded ? from : -1);
+        const int64_t kept = restored_.loaded ? from : -1;
+        store_->truncate_after(kept);
         journal_->truncate_after(from);
+        // What was rebuilt or measured of the steps that go.
+        drop_cached_after(run_, kept);
+        for (const char* area : {"probes", "analysis"})
+          for (const std::string& fault : cut_series(run_ / area, kept)) console_.warn(fault);
       }
       if (config_.metrics.tensorboard) log_.open_board(run_ / "tensorboard", resuming ? from + 1 : -1);
     }

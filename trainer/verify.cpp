@@ -22,6 +22,8 @@ using Json = nlohmann::ordered_json;
 using Checked = Verification::Checked;
 using Broken = Verification::Broken;
 
+bool has(const fs::path& path, const char* name) { return fs::exists(path / name); }
+
 // What `body` throws is a fault of `path`.
 template <class Body>
 auto holding(const fs::path& path, Body body) {
@@ -146,8 +148,9 @@ std::vector<Checked> verify_checkpoint(const fs::path& folder) { return verify_c
 
 // ---- runs ----
 
-// Returns the digest of every step that has one.
-std::map<int64_t, std::string> verify_journal(const fs::path& run, int64_t first, std::vector<Checked>& checked) {
+// Returns the digest of every step that has one; `last` becomes the step of the last line.
+std::map<int64_t, std::string> verify_journal(const fs::path& run, int64_t first, std::vector<Checked>& checked,
+                                              int64_t& last) {
   const fs::path path = run / "journal.jsonl";
   const auto index = holding(path, [&] { return checkpoints::index_journal(path); });
   const std::string text = checkpoints::read_file(path);
@@ -182,6 +185,7 @@ std::map<int64_t, std::string> verify_journal(const fs::path& run, int64_t first
   }
   checked.push_back(
       {path.string(), "journal", fmt::format("{} lines to step {}: checksums, order", index.lines.size(), before)});
+  last = std::max(last, before);
   return digests;
 }
 
@@ -226,13 +230,19 @@ std::vector<Checked> verify_run(const fs::path& run) {
   const Json parent = read_build(run).value("parent", Json());
   const int64_t first = parent.is_object() ? parent.value("step", int64_t{0}) : 0;
   std::map<int64_t, std::string> digests;
-  if (fs::exists(run / "journal.jsonl")) digests = verify_journal(run, first, checked);
+  int64_t last = first;
+  const fs::path journal = run / "journal.jsonl";
+  if (fs::exists(journal)) digests = verify_journal(run, first, checked, last);
   std::map<int64_t, fs::path> stored;
   if (fs::exists(run / "checkpoints")) {
     for (const auto& entry : fs::directory_iterator(run / "checkpoints"))
       if (const auto step = checkpoints::Store::step_of(entry.path().filename().string())) stored[*step] = entry.path();
   }
-  const int64_t last = digests.empty() ? first : std::max(first, digests.rbegin()->first);
+  if (!stored.empty() && stored.rbegin()->first > first && !fs::exists(journal)) {
+    throw Broken{journal.string(), fmt::format("it is missing: checkpoints up to step {} are stored, and it holds what "
+                                               "was recorded of their steps",
+                                               stored.rbegin()->first)};
+  }
   // The state that a fork begins with may have another optimizer or average than the one that the journal speaks of.
   if (parent.is_object()) digests.erase(first);
   for (const auto& [step, folder] : stored) {
@@ -243,7 +253,9 @@ std::vector<Checked> verify_run(const fs::path& run) {
     const auto more = verify_committed(folder, known == digests.end() ? "" : known->second);
     checked.insert(checked.end(), more.begin(), more.end());
   }
-  if (checkpoints::trajectory::is_trajectory(run / "trajectory")) {
+  // The list of the segments stays where they are gone.
+  if (checkpoints::trajectory::is_trajectory(run / "trajectory") ||
+      has(run / "trajectory", checkpoints::kManifestName)) {
     const auto more = verify_trajectory(run / "trajectory");
     checked.insert(checked.end(), more.begin(), more.end());
   }
@@ -251,8 +263,6 @@ std::vector<Checked> verify_run(const fs::path& run) {
 }
 
 // ---- kinds ----
-
-bool has(const fs::path& path, const char* name) { return fs::exists(path / name); }
 
 bool holds_safetensors(const fs::path& folder) {
   if (!fs::is_directory(folder)) return false;

@@ -348,6 +348,47 @@ def test_trajectory_states():
                 close(series_of(between, "change")[10, ""], get["change"][10, ""])
 
 
+def test_a_trajectory_alone():
+    """Weights need no checkpoint."""
+    with workspace() as folder:
+        run = train(folder, **{"train.steps": 12, "checkpoints.every": 0, "checkpoints.at_end": False, "trajectory.every": 4, "trajectory.dtype": "float32"})
+        done = cairn("analyze", run, "norm", "change", "--json")
+        found = json.loads(done.stdout)
+        assert [s["step"] for s in found["states"]] == [4, 8, 12] and "no checkpoint" in done.stderr, (found["states"], done.stderr)
+        get = {name: series_of(found, name) for name in found["series"]}
+        with h5py.File(os.path.join(run, "trajectory", "trajectory.h5")) as file:
+            for name in file["weights"]:
+                rows = file["weights"][name][:].astype(np.float64)
+                for k, s in enumerate((4, 8, 12)):
+                    close(get["norm"][s, name], np.linalg.norm(rows[k]))
+                    if k:
+                        close(get["change"][s, name], np.linalg.norm(rows[k] - rows[k - 1]))
+        assert found["measured"] > 0 and len(json.loads(cairn("analyze", run, "--json").stdout)["series"]) > 5
+        refused = cairn("analyze", run, "learning", check=False)
+        assert refused.returncode == 2 and "RUN@A:B:STRIDE" in refused.stderr, refused.stderr
+        assert cairn("analyze", run, "norm", "--stored", check=False).returncode == 1
+
+
+def test_memorised_text_is_what_the_steps_read():
+    """Settings that were changed later do not change what a step read."""
+    with workspace() as folder:
+        run = train(folder, **{"data.context": 64, "train.steps": 20, "optim.lr": 0.01})
+        ask = lambda out: json.loads(cairn("analyze", run, "memorised", "--out", os.path.join(folder, out), "--json").stdout)["series"]
+        expected = ask("first")
+        with open(os.path.join(run, "build.json")) as file:
+            build = json.load(file)
+        build["former_settings"] = [{"last_step": 20, "settings": json.loads(json.dumps(build["settings"]))}]
+        build["settings"]["seed"]["data"] = 99
+        for name, content in (("build.json", build), ("run.yaml", build["settings"])):
+            with open(os.path.join(run, name), "w") as file:
+                json.dump(content, file)
+        assert ask("second") == expected
+        del build["former_settings"]
+        with open(os.path.join(run, "build.json"), "w") as file:
+            json.dump(build, file)
+        assert ask("third") != expected, "the order makes no difference: the test shows nothing"
+
+
 def batches(ids, context, tokens):
     last = min(tokens, len(ids) - 1)
     return [(ids[b:min(b + context, last)], ids[b + 1:min(b + context, last) + 1]) for b in range(0, last, context)]
@@ -484,6 +525,22 @@ def test_foreign_series():
             close(series_of(nll, "token_nll")[128, ""], predictions(model, batches(ids, 64, 100))[0], 1e-4)
             evaluated = json.loads(cairn("eval", path, "--text", given, "--json").stdout)
             assert evaluated["tokens"] == len(ids) - 1
+            lines = [json.loads(line) for line in cairn("eval", pattern, "--text", given, "--json").stdout.splitlines()]
+            assert [line["step"] for line in lines] == [0, 16, 128], lines
+            for line in lines:
+                assert line["address"] == pattern.replace("{N}", str(line["step"])), line
+                model = AutoModelForCausalLM.from_pretrained(line["address"]).float().eval()
+                close(line["nll"], predictions(model, batches(ids, 64, len(ids)))[0].mean(), 1e-5)
+            assert {k: lines[2][k] for k in ("tokens", "nll", "bits_per_byte")} == evaluated
+            # What analyze wrote is what a report shows; the series itself is none.
+            page = json.loads(cairn("report", out, "--json").stdout)
+            assert page["plots"] > 0 and os.path.getsize(page["out"]) == page["bytes"], page
+            with open(page["out"]) as file:
+                html = file.read()
+            assert "effective_rank" in html and "gpt_neox.embed_in.weight" in html
+            for models in (pattern, folder):
+                refused = cairn("report", models, "--out", os.path.join(folder, "no.html"), check=False)
+                assert refused.returncode == 2 and "cairn analyze" in refused.stderr and "--out DIR" in refused.stderr, refused.stderr
             merged = os.path.join(folder, "merged-" + str(dtype)[6:])
             cairn("merge", pattern, "--out", merged)
             assert AutoModelForCausalLM.from_pretrained(merged, dtype="auto").dtype == dtype
@@ -523,4 +580,4 @@ def test_mistakes():
 
 
 if __name__ == "__main__":
-    main([test_diff, test_merges, test_weight_metrics_and_cache, test_trajectory_states, test_model_metrics, test_a_run_can_memorise, test_foreign_series, test_mistakes])
+    main([test_diff, test_merges, test_weight_metrics_and_cache, test_trajectory_states, test_a_trajectory_alone, test_memorised_text_is_what_the_steps_read, test_model_metrics, test_a_run_can_memorise, test_foreign_series, test_mistakes])

@@ -232,6 +232,20 @@ def test_one_flipped_bit_of_a_trajectory():
         assert verify(run)["verified"]
 
 
+def test_a_trajectory_without_its_files():
+    with workspace() as folder:
+        run = train(folder, **{"train.steps": 6, "checkpoints.every": 0, "trajectory.every": 2})
+        place = os.path.join(run, "trajectory")
+        gone = [name for name in os.listdir(place) if name.endswith(".h5")]
+        assert gone and "MANIFEST.json" in os.listdir(place)
+        for name in gone:
+            os.remove(os.path.join(place, name))
+        for given in (run, place):
+            done = cairn("verify", given, "--json", check=False)
+            fault = json.loads(done.stdout)["fault"]
+            assert done.returncode == 1 and fault and any(name in fault["path"] for name in gone) and "missing" in fault["problem"], fault
+
+
 def test_one_flipped_bit_of_a_model():
     draw = random.Random(8)
     with workspace() as folder:
@@ -286,4 +300,4 @@ def test_one_flipped_bit_of_a_model():
 
 if __name__ == "__main__":
     main([test_time_line, test_another_machine_is_said, test_family, test_a_long_journal_opens_fast, test_a_run_as_it_was_written,
-          test_one_flipped_bit_of_a_run, test_one_flipped_bit_of_a_trajectory, test_one_flipped_bit_of_a_model])
+          test_one_flipped_bit_of_a_run, test_one_flipped_bit_of_a_trajectory, test_a_trajectory_without_its_files, test_one_flipped_bit_of_a_model])

@@ -1,6 +1,7 @@
 """What a user can do wrong, and what the machine can do to him: one clear sentence, the right exit status, nothing lost."""
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -143,6 +144,86 @@ def test_changed_settings_are_named():
         assert stored(run)[-1] == 45 and len(journal(run)) == 45
 
 
+def with_settings(run, settings):
+    """run.yaml of other settings; JSON is YAML."""
+    with open(os.path.join(run, "run.yaml"), "w") as file:
+        json.dump(settings, file)
+
+
+def test_a_changed_data_order_is_refused():
+    """Where a source stands follows from the settings of the steps before: those stay, or rows are read twice."""
+    with workspace() as folder:
+        run, _ = train(folder, **{"train.steps": 20, "checkpoints.every": 10, **CONSTANT})
+        more = write_text(folder, "more.txt", seed=3)
+        show = lambda step: json.loads(cairn("data", "show", f"{run}@{step}", "--json").stdout)
+        settings, shown, build = build_of(run)["settings"], show(3), open(os.path.join(run, "build.json")).read()
+        commands = {}
+        for section, key, was, now in [("train", "batch", "8", 16), ("data", "context", "32", 16), ("data", "mask_documents", "false", True),
+                                       ("data", "train", "[text]", settings["data"]["train"] + [{"text": more, "weight": 2.5}]),
+                                       ("data", "validation_fraction", "0.1", 0.2), ("seed", "data", "7", 8)]:
+            changed = json.loads(json.dumps(settings))
+            changed[section] = {**changed[section], key: now}
+            changed["train"]["steps"] = 30
+            with_settings(run, changed)
+            before = {key: now}
+            done = cairn("resume", run, "--json", check=False)
+            words = [f"run.yaml:1: {section}.{key}: found ", f"was {was}", "steps 1 to 20", "Put it back"]
+            words += ["more (weight 2.5)"] if key == "train" else [str(now).lower()]
+            assert done.returncode == 2 and all(word in done.stderr for word in words), (before, words, done.stderr)
+            if "`" in done.stderr:
+                commands[key] = shlex.split(done.stderr.split("`")[1])
+            assert open(os.path.join(run, "build.json")).read() == build and stored(run) == [10, 20] and show(3) == shown
+        assert sorted(commands) == ["batch", "context", "mask_documents", "train"]
+        # What the message says to do instead works, and repeats nothing.
+        for key in ("batch", "train"):
+            command = commands[key]
+            assert command[:5] == ["cairn", "fork", run + "@20", "--run", "NEW"] and command[-1] == "train.steps=30", command
+            child = os.path.join(folder, "fork-" + key)
+            cairn(*[child if word == "NEW" else word for word in command[1:]], "--json")
+            rows = [(s["source"], s["epoch"], s["window"]) for n in range(1, 31)
+                    for s in json.loads(cairn("data", "show", f"{child}@{n}", "--json").stdout)["sequences"]]
+            assert len(set(rows)) == len(rows) == (20 * 8 + 10 * 16 if key == "batch" else 30 * 8)
+        # A later stage may be anything; a text may lie elsewhere.
+        moved = os.path.join(folder, "moved.txt")
+        os.rename(os.path.join(folder, "text.txt"), moved)
+        source = {key: value for key, value in settings["data"]["train"][0].items() if key != "text"}
+        later = json.loads(json.dumps(settings))
+        later["data"]["train"] = [{**source, "text": moved}]
+        later["train"]["steps"] = None
+        later["stages"] = [{"name": "before", "steps": 20}, {"name": "after", "steps": 5, "train": {"batch": 16, "micro_batch": 2}}]
+        with_settings(run, later)
+        cairn("resume", run, "--json")
+        assert [line["batch"]["rows"] for line in journal(run)] == [8] * 20 + [16] * 5
+        assert show(3) == shown
+        # The stage that was made stays, too.
+        later["stages"][0]["steps"] = 15
+        with_settings(run, later)
+        refused(2, "stages.1.train.batch", "found 16 now, was 8", "steps 16 to 25", arguments=["resume", run])
+
+
+def test_data_are_shown_as_the_step_read_them():
+    """A run whose order was changed on the way, which is refused now: each step by the settings that made it."""
+    with workspace() as folder:
+        run, _ = train(folder, **{"train.steps": 20, **CONSTANT})
+        shown = {step: json.loads(cairn("data", "show", f"{run}@{step}", "--json").stdout) for step in (3, 10)}
+        build = build_of(run)
+        old = json.loads(json.dumps(build["settings"]))
+        build["former_settings"] = [{"last_step": 10, "settings": old}]
+        build["settings"]["train"]["batch"] = 16
+        with open(os.path.join(run, "build.json"), "w") as file:
+            json.dump(build, file)
+        with_settings(run, build["settings"])
+        for step in range(1, 21):
+            now = json.loads(cairn("data", "show", f"{run}@{step}", "--json").stdout)
+            assert now["rows"] == (8 if step <= 10 else 16) and now == shown.get(step, now), step
+            shown[step] = now
+        for document in {piece["id"] for step in (2, 15) for s in shown[step]["sequences"] for piece in s["documents"]}:
+            seen = json.loads(cairn("data", "where", run, "--doc", document, "--json").stdout)["seen"]
+            expected = [(step, s["row"], piece["offset"], piece["tokens"]) for step in sorted(shown) for s in shown[step]["sequences"]
+                        for piece in s["documents"] if piece["id"] == document]
+            assert sorted((s["step"], s["row"], s["offset"], s["tokens"]) for s in seen) == sorted(expected), document
+
+
 def test_a_missing_journal_costs_no_checkpoint():
     with workspace() as folder:
         run, _ = train(folder)
@@ -271,6 +352,7 @@ def test_a_run_needs_its_origin_for_the_start_alone():
         assert "step 25" in done.stdout and "warning" not in done.stdout, done.stdout
         assert digests(run) == expected and stored(run)[-1] == 40
         cairn("data", "show", run + "@3")
+        cairn("analyze", run, "learning", "--tokens", 64, "--json")
         refused(2, "run.yaml", "model.from", os.path.join(first, "checkpoints", "step-00000040"), "begins again", arguments=["resume", bare])
         os.rename(first + "-moved", first)
         cairn("resume", bare)
@@ -409,7 +491,7 @@ def test_keys_of_a_run_file():
 
 
 if __name__ == "__main__":
-    main([test_changed_data_stops_a_resume, test_a_run_that_stops_itself_keeps_the_state_before, test_skipped_updates_resume_bit_for_bit,
+    main([test_changed_data_stops_a_resume, test_a_changed_data_order_is_refused, test_data_are_shown_as_the_step_read_them, test_a_run_that_stops_itself_keeps_the_state_before, test_skipped_updates_resume_bit_for_bit,
           test_a_finished_run_stays_as_it_is, test_best_and_named_validation_sets, test_changed_settings_are_named,
           test_a_missing_journal_costs_no_checkpoint, test_start_from_weights, test_where_and_show, test_ids_that_are_none, test_paths,
           test_one_writer, test_a_run_needs_its_origin_for_the_start_alone, test_a_changed_validation_set_is_noted, test_a_resume_elsewhere_is_noted,

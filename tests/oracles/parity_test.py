@@ -432,7 +432,8 @@ def main():
             message = path.read_text() if path.exists() else "nothing was said"
             check(all(word in message for word in words), f"refusal: {message!r} does not name {words}")
         if not wanted:
-            for name in ["llama", "gpt2", "gemma3"]:
+            # One of each family.
+            for name in {case[1]: case[0] for case in reversed(CASES)}.values():
                 folder, out, ids, _ = oracles[(name, False)]
                 check_eval(cairn, folder, out, ids)
     print(f"{len(failures)} failures" if failures else "all equal")

@@ -391,6 +391,18 @@ def test_mistakes():
             assert done.returncode == 2 and all(word in done.stderr for word in words), (done.returncode, done.stderr)
 
 
+def test_all_without_a_text():
+    """`all` is what can be measured: token_loss wants a text, and that it is left out is said."""
+    with workspace() as folder:
+        run = train(folder, "llama")
+        for jobs in (1, 2):
+            done = cairn("replay", run, "--probe", "all", "--every", 3, "--jobs", jobs)
+            assert done.stdout.count("token_loss") == 1 and "--text" in done.stdout, done.stdout
+            measured = {name[:-6] for name in os.listdir(os.path.join(run, "probes")) if name.endswith(".jsonl")}
+            assert measured == set(PROBES) - {"token_loss"} - ({"grad_cosine"} - measured), measured
+            shutil.rmtree(os.path.join(run, "probes"))
+
+
 # ---------------------------------------------------------------- CKA
 
 def hsic(x, y):
@@ -434,4 +446,4 @@ def test_cka():
 
 
 if __name__ == "__main__":
-    main([test_llama, test_gpt_neox, test_gemma3, test_olmo2, test_replay_with_every_probe_verifies_every_step, test_mistakes, test_cka])
+    main([test_llama, test_gpt_neox, test_gemma3, test_olmo2, test_replay_with_every_probe_verifies_every_step, test_mistakes, test_all_without_a_text, test_cka])

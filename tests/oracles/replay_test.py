@@ -201,6 +201,7 @@ def test_flipped_bits_are_found_and_located():
         report = replay(copy, status=1)
         fault = report["faults"][0]
         assert report["first_divergence"] == 25 and fault["kind"] == "step" and fault["tensor"] and fault["causes"], report
+        assert report["replayed"] == 40 and report["to"] == 60, report  # there it ended
         # The machine of the record is another one: named as the likely cause.
         build = json.load(open(os.path.join(copy, "build.json")))
         build["processor"] = "Another One (family 6, model 1)"
@@ -371,6 +372,148 @@ def test_addresses():
         assert done.returncode == 1 and "CAIRN_CACHE_GIB" in done.stderr, done.stderr
 
 
+def set_keys(run, **values):
+    """Settings of run.yaml that stand alone on their lines."""
+    path = os.path.join(run, "run.yaml")
+    lines = open(path).read().split("\n")
+    for key, value in values.items():
+        places = [i for i, line in enumerate(lines) if line.startswith(f"  {key}:")]
+        assert len(places) == 1, (key, places)
+        lines[places[0]] = f"  {key}: {value}"
+    open(path, "w").write("\n".join(lines))
+
+
+def test_a_run_that_goes_back():
+    """What was rebuilt or measured of steps that were made anew since is not given for them."""
+    with workspace() as folder:
+        data = write_text(folder)
+        run = train(folder, **{"train.steps": 12, "checkpoints.every": 5, "checkpoints.at_end": True, "optim.ema": 0.9, **CONSTANT})
+        assert stored(run) == [5, 10, 12]
+        before, average = nll(f"{run}@7", "--text", data)[0], nll(f"{run}@7:ema", "--text", data)[0]
+        kept = nll(f"{run}@3", "--text", data)[0]
+        # A weights-only copy of step 8, and one that a process is using while the run goes back.
+        nll(f"{run}@8:9", "--text", data)
+        replay(run, "--probe", "grad_norm")
+        cairn("analyze", run, "norm")
+        old = digests(run)
+        held = os.path.join(folder, "held")
+        shutil.copytree(step_folder(run, 7, "cache"), held)
+        for step in (10, 12):
+            shutil.rmtree(step_folder(run, step))
+        set_keys(run, lr=0.0001)
+        cairn("resume", run, "--json")
+        new = digests(run)
+        assert new[5] == old[5] and new[7] != old[7]
+        assert sorted(n for n in os.listdir(os.path.join(run, "cache")) if n.startswith("step")) == ["step-00000003"]
+        for name, steps in (("probes/grad_norm", {1, 2, 3, 4, 5}), ("analysis/norm", {5})):
+            series = [json.loads(line) for line in open(os.path.join(run, name + ".jsonl"))]
+            assert {row["step"] for row in series} == steps, (name, series[-1])
+        # One that could not be dropped, because it was in use, is known by its digest.
+        shutil.copytree(held, step_folder(run, 7, "cache"))
+        after, said = nll(f"{run}@7", "--text", data)
+        assert after["nll"] != before["nll"] and "2 steps, about" in said, (after, before, said)
+        assert json.load(open(os.path.join(step_folder(run, 7, "cache"), "training", "state.json")))["digest"] == new[7]
+        assert nll(f"{run}@7:ema", "--text", data)[0]["nll"] != average["nll"]
+        assert nll(f"{run}@3", "--text", data)[0] == kept and replay(run)["verified"]
+
+        # The settings of a step are those that made it; no state is rebuilt to say so.
+        cache = sorted(os.listdir(os.path.join(run, "cache")))
+        out = json.loads(cairn("diff", f"{run}@4", f"{run}@9", "--config", "--json").stdout)
+        assert out["changes"] == [{"key": "optim.lr", "a": 0.003, "b": 0.0001}] and out["a"] == f"{run}@4", out
+        assert json.loads(cairn("diff", f"{run}@9", run, "--config", "--json").stdout)["identical"]
+        assert sorted(os.listdir(os.path.join(run, "cache"))) == cache
+        refused("diff", f"{run}@13", run, "--config", says=["beyond the run"])
+
+
+def test_sets_are_said_and_checked_once():
+    with workspace() as folder:
+        data = write_text(folder)
+        settings = {"train.steps": 20, "optim.ema": 0.9}
+        run = train(folder, **settings, **{"checkpoints.every": 10})
+        every = train(folder, "every", **settings, **{"checkpoints.every": 1})
+        rows, said = nll(f"{run}@2:16:7", "--text", data)
+        # 2 and 9 from the start, 16 from the checkpoint of step 10.
+        assert "3 of 3" in said and "15 steps, about" in said and said.count("about") == 1, said
+        assert [row["nll"] for row in rows] == [nll(f"{every}@{n}", "--text", data)[0]["nll"] for n in (2, 9, 16)]
+        again, said = nll(f"{run}@2:16:7", "--text", data)
+        assert again == rows and not said, said
+
+        # Weights alone do not stand in the way of what needs more.
+        assert nll(f"{run}@9:ema", "--text", data)[0] == nll(f"{every}@9:ema", "--text", data)[0]
+        answer, said = nll(f"{run}@16", "--text", data)
+        assert answer == nll(f"{every}@16", "--text", data)[0] and not said, said
+        averages, said = nll(f"{run}@2:16:7:ema", "--text", data)
+        assert "2 of 3" in said and said.count("about") == 1, said
+        assert [row["nll"] for row in averages] == [nll(f"{every}@{n}:ema", "--text", data)[0]["nll"] for n in (2, 9, 16)]
+
+        # Any number may be mistyped: refused before a list of its steps is made.
+        begin = time.time()
+        for last in ("30", "100000000000", str(2**63 - 1)):
+            refused("eval", f"{run}@0:{last}", "--text", data, says=["beyond the run", "step 20"])
+        refused("eval", f"{run}@5:{2**63 - 1}:{2**62}", "--text", data, says=["beyond the run"])
+        refused("eval", f"{run}@5:{2**63}", "--text", data, status=2, says=["is no step"])
+        assert time.time() - begin < 20
+        assert nll(f"{run}@19:25:20", "--text", data)[0]["tokens"] > 0  # of its steps, only one that is there
+
+
+def test_a_run_without_journal():
+    with workspace() as folder:
+        data = write_text(folder)
+        run = train(folder, **{"train.steps": 10, "checkpoints.every": 5, **CONSTANT})
+        os.remove(os.path.join(run, "journal.jsonl"))
+        child = os.path.join(folder, "child")
+        refused("fork", f"{run}@5", "--run", child, says=["no journal.jsonl", "model.from"])
+        assert not os.path.exists(child)
+        done = cairn("verify", run, "--json", check=False)
+        fault = json.loads(done.stdout)["fault"]
+        assert done.returncode == 1 and fault["path"].endswith("journal.jsonl") and "missing" in fault["problem"], done
+        assert nll(f"{run}@5", "--text", data)[0]["tokens"] > 0
+        assert [row["step"] for row in nll(f"{run}@5:10:5", "--text", data)[0]] == [5, 10]
+        refused("eval", f"{run}@7", "--text", data, says=["no journal.jsonl"])
+        refused("eval", f"{run}@5:15:5", "--text", data, says=["beyond the run", "no journal.jsonl"])
+
+        # Lines without digests are lines.
+        bare = train(folder, "bare", **{"train.steps": 10, "checkpoints.every": 5, **CONSTANT})
+        rewrite_journal(bare, lambda line: line.update(digest=None))
+        cairn("verify", bare)
+
+
+def test_forks_into_one_folder():
+    with workspace() as folder:
+        parent = train(folder, "parent", **{"train.steps": 40, "checkpoints.every": 40})
+        child = os.path.join(folder, "child")
+        # Several at once: one makes the run, and no other takes anything of it away.
+        forks = [subprocess.Popen([CAIRN, "fork", f"{parent}@39", "--run", child, "--no-train"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+        said = [fork.communicate(timeout=120)[1] for fork in forks]
+        assert sorted(fork.returncode for fork in forks) == [0, 1, 1, 1], said
+        assert all("being written by process" in err or "not empty" in err for fork, err in zip(forks, said) if fork.returncode), said
+        cairn("resume", child, "--json")
+        assert digests(child) == digests(parent) and not os.path.exists(os.path.join(child, ".tmp-fork"))
+        cairn("verify", child)
+
+        # One that is killed leaves a folder that the next takes over.
+        left = os.path.join(folder, "left")
+        fork = subprocess.Popen([CAIRN, "fork", f"{parent}@39", "--run", left, "--no-train"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not os.path.exists(os.path.join(left, ".tmp-fork")):
+            assert fork.poll() is None
+            time.sleep(0.001)
+        fork.kill()
+        fork.wait()
+        assert not os.path.exists(os.path.join(left, "run.yaml"))
+        os.makedirs(step_folder(left, 12))
+        open(os.path.join(left, "journal.jsonl"), "w").write("{")
+        done = cairn("fork", f"{parent}@7", "--run", left, "--no-train")
+        assert "made anew" in done.stderr and stored(left) == [7], (done.stderr, stored(left))
+        cairn("resume", left, "--json")
+        assert digests(left) == digests(parent)
+        # What is not a fork's is never taken.
+        mine = os.path.join(folder, "mine")
+        os.makedirs(mine)
+        open(os.path.join(mine, "notes.txt"), "w").write("mine")
+        refused("fork", f"{parent}@7", "--run", mine, says=["not empty", "delete it"])
+        assert open(os.path.join(mine, "notes.txt")).read() == "mine"
+
+
 def test_addresses_that_are_refused():
     with workspace() as folder:
         data = write_text(folder)
@@ -514,4 +657,5 @@ def test_two_writers_and_a_run_that_is_training():
 if __name__ == "__main__":
     main([test_replay_from_every_checkpoint, test_part_of_a_run_and_several_processes, test_probes_change_no_bit, test_flipped_bits_are_found_and_located,
           test_a_flipped_bit_of_a_batch_is_found_and_located, test_changed_settings_stages_and_skipped_steps, test_ranks_replay_on_one, test_addresses,
+          test_a_run_that_goes_back, test_sets_are_said_and_checked_once, test_a_run_without_journal, test_forks_into_one_folder,
           test_addresses_that_are_refused, test_forks, test_forks_with_other_data_go_on_where_the_sources_stood, test_two_writers_and_a_run_that_is_training])

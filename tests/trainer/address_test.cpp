@@ -127,16 +127,58 @@ TEST_F(Address, TheCacheKeepsWhatIsInUse) {
     folder.commit();
   };
   setenv("CAIRN_CACHE_GIB", "0", 1);
-  const fs::path one = cached(run, "step-00000001", build);
-  EXPECT_EQ(cached(run, "step-00000001", build), one);
+  const fs::path one = cached(run, "step-00000001", {}, build);
+  EXPECT_EQ(cached(run, "step-00000001", {}, build), one);
   EXPECT_EQ(built, 1);
-  cached(run, "step-00000002", build);
+  cached(run, "step-00000002", {}, build);
   // Both are in use by this process, so neither goes, whatever the limit.
   EXPECT_TRUE(fs::exists(one / "data") && fs::exists(run / "cache" / "step-00000002" / "data"));
   setenv("CAIRN_CACHE_GIB", "much", 1);
   EXPECT_THROW(cache_limit(), std::invalid_argument);
   unsetenv("CAIRN_CACHE_GIB");
   EXPECT_EQ(cache_limit(), uint64_t{4} << 30);
+}
+
+// A state that fits the journal no more is built again, also where this very process used it.
+TEST_F(Address, TheCacheGivesWhatIsWantedAlone) {
+  const fs::path run = folder_ / "run";
+  fs::create_directories(run);
+  int built = 0;
+  const auto state = [&](const std::string& kind, const std::string& key, const std::string& digest) {
+    return [&, kind, key, digest](const fs::path& target) {
+      ++built;
+      checkpoints::FolderCommit folder(target);
+      folder.write("data", digest);
+      folder.commit({{"kind", kind}, {key, digest}});
+    };
+  };
+  const std::string name = entry_name(7, Part::full), average = entry_name(7, Part::ema);
+  EXPECT_EQ(name, "step-00000007");
+  const Wanted first{Part::full, "aa"}, second{Part::full, "bb"};
+  const fs::path folder = cached(run, name, first, state("full", "digest", "aa"));
+  EXPECT_EQ(find_cached(run, name, first), folder);
+  EXPECT_EQ(find_cached(run, name, {Part::full, ""}), folder);
+  EXPECT_FALSE(find_cached(run, name, {Part::weights, "aa"}));
+  EXPECT_FALSE(find_cached(run, name, second));
+  EXPECT_FALSE(seems_cached(run, name, second));
+  EXPECT_EQ(cached(run, name, second, state("full", "digest", "bb")), folder);
+  EXPECT_EQ(checkpoints::read_file(folder / "data"), "bb");
+  EXPECT_EQ(built, 2);
+  // An average is not the state whose digest it names.
+  cached(run, average, {Part::ema, "bb"}, state("ema", "state", "bb"));
+  EXPECT_TRUE(find_cached(run, average, {Part::ema, "bb"}));
+  EXPECT_FALSE(find_cached(run, average, {Part::ema, "cc"}));
+}
+
+TEST_F(Address, ARunThatGoesBackDropsWhatLiesBehind) {
+  for (const char* name : {"step-00000003", "step-00000004-ema", "step-00000005", "step-00000005-weights"})
+    write(fs::path("run/cache") / name / "data", "x");
+  drop_cached_after(folder_ / "run", 4);
+  std::set<std::string> left;
+  for (const auto& entry : fs::directory_iterator(folder_ / "run/cache"))
+    if (const std::string name = entry.path().filename().string(); !name.starts_with('.')) left.insert(name);
+  EXPECT_EQ(left, (std::set<std::string>{"step-00000003", "step-00000004-ema"}));
+  drop_cached_after(folder_ / "none", 4);  // there need not be a cache
 }
 
 }  // namespace

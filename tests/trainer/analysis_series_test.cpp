@@ -1,5 +1,9 @@
 // labels: quick
 // Series of measurements: both files hold the same, a later value replaces an earlier one, faults are named.
+#include <thread>
+
+#include <fstream>
+
 #include "checkpoints/hdf5.h"
 #include "tests/checkpoints/temporary.h"
 #include "trainer/metrics/series.h"
@@ -37,6 +41,26 @@ TEST(Series, ReadsWhatItWrote) {
   EXPECT_EQ(file.read<double>("values/layer.0"), (std::vector<double>{1, 2, 3, 0.1, 5, 6, 7, 8}));
 }
 
+TEST(Series, WritersOfOneFolderLoseNothing) {
+  const TemporaryFolder folder;
+  constexpr int64_t kWriters = 4, kSteps = 12;
+  std::vector<std::thread> writers;
+  for (int64_t w = 0; w < kWriters; ++w) {
+    writers.emplace_back([&, w] {
+      for (int64_t k = 0; k < kSteps; ++k) {
+        const Measurement m{k * kWriters + w, "", {}, {static_cast<double>(w)}};
+        write_series(folder.path, "norm", std::span(&m, 1));
+      }
+    });
+  }
+  for (std::thread& writer : writers) writer.join();
+  const auto read = read_series(folder.path, "norm");
+  ASSERT_EQ(read.size(), static_cast<size_t>(kWriters * kSteps));
+  for (size_t i = 0; i < read.size(); ++i) EXPECT_EQ(read[i].step, static_cast<int64_t>(i));
+  const auto file = checkpoints::hdf5::File::open(folder / "norm.h5");
+  EXPECT_EQ(file.read<int64_t>("steps/model").size(), read.size());
+}
+
 TEST(Series, LaterValuesReplaceAndStepsAscend) {
   const TemporaryFolder folder;
   write_series(folder.path, "norm", some());
@@ -52,6 +76,23 @@ TEST(Series, LaterValuesReplaceAndStepsAscend) {
   EXPECT_EQ(steps, (std::vector<int64_t>{5, 10, 20}));
   EXPECT_EQ(values, (std::vector<double>{0.5, 1.5, -1}));
   EXPECT_EQ(checkpoints::hdf5::File::open(folder / "norm.h5").read<double>("values/model"), values);
+}
+
+TEST(Series, ARunThatGoesBackLosesWhatLiesBehind) {
+  const TemporaryFolder folder;
+  write_series(folder.path, "norm", some());
+  write_series(folder.path, "late", std::vector<Measurement>{{20, "", {}, {1}}});
+  write_series(folder.path, "early", std::vector<Measurement>{{3, "", {}, {1}}});
+  std::ofstream(folder / "torn.jsonl") << "{\"step\": 20";
+  const auto faults = cut_series(folder.path, 10);
+  ASSERT_EQ(faults.size(), 1u);
+  EXPECT_NE(faults[0].find("torn.jsonl:1"), std::string::npos) << faults[0];
+  EXPECT_EQ(read_series(folder.path, "norm").back().step, 10);
+  EXPECT_EQ(read_series(folder.path, "early").size(), 1u);
+  EXPECT_EQ(checkpoints::hdf5::File::open(folder / "norm.h5").read<int64_t>("steps/model"), std::vector<int64_t>{10});
+  for (const char* name : {"late.jsonl", "late.h5"}) EXPECT_FALSE(std::filesystem::exists(folder / name)) << name;
+  EXPECT_TRUE(std::filesystem::exists(folder / "torn.jsonl"));
+  EXPECT_TRUE(cut_series(folder / "none", 10).empty());
 }
 
 TEST(Series, WhatIsNoNumberIsNanInBoth) {

@@ -176,7 +176,9 @@ Analysis analyze(const States& states, const std::vector<const Metric*>& chosen,
   };
   for (const Metric* metric : chosen) {
     if (states_of(*metric).size() == 0)
-      throw std::invalid_argument(fmt::format("{}: no state of this set has a model of its own", metric->name));
+      throw std::invalid_argument(fmt::format(
+          "{}: no state of this set has a model of its own; a range of steps (RUN@A:B:STRIDE) is rebuilt by replay",
+          metric->name));
     try {
       if (metric->check) metric->check(states_of(*metric));
     } catch (const std::invalid_argument& error) {

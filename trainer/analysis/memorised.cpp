@@ -25,11 +25,11 @@ int64_t steps_made(const States& states) {
 // The begin of one row of each of `samples` steps, spread evenly over the run; which row is drawn by (seed, step).
 // A row that begins a later repetition of the same window (another epoch) is as good as any.
 std::vector<Window> windows(const States& states) {
-  const data::Dataset& data = states.data();
   const int64_t last = steps_made(states), wanted = std::min(states.settings().samples, last);
   std::vector<Window> all;
   for (int64_t k = 0; k < wanted; ++k) {
     const int64_t step = 1 + (wanted == 1 ? 0 : k * (last - 1) / (wanted - 1));
+    const data::Dataset& data = states.data(step);
     if (data.context(step) < kLength) continue;
     const Philox draw{states.settings().seed, Purpose::evaluate, static_cast<uint64_t>(step)};
     const auto row = static_cast<int64_t>(draw.uniform(0) * static_cast<double>(data.rows(step)));

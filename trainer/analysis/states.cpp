@@ -9,8 +9,7 @@
 #include "checkpoints/manifest.h"
 #include "trainer/analysis/trajectory_states.h"
 #include "trainer/model_io.h"
-#include "trainer/run_files.h"
-#include "trainer/setup.h"
+#include "trainer/past_data.h"
 
 namespace cairn::analysis {
 namespace {
@@ -109,12 +108,28 @@ struct States::Shared {
   std::shared_ptr<const TrajectoryStates> trajectory;
   std::shared_ptr<const data::Tokenizer> tokenizer;
   std::unique_ptr<FixedText> text;
-  std::unique_ptr<data::Dataset> data;
+  std::unique_ptr<PastData> data;
 };
 
 States::~States() = default;
 States::States(const States&) = default;
 States::States() = default;
+
+States States::of_trajectory(const fs::path& run, Settings settings) {
+  States all;
+  all.settings_ = std::move(settings);
+  all.run_ = run;
+  all.shared_ = std::make_shared<Shared>();
+  all.shared_->trajectory = open_trajectory(run);
+  if (!all.shared_->trajectory || all.shared_->trajectory->steps().empty())
+    throw std::runtime_error(fmt::format("{}: neither a committed checkpoint nor a step in trajectory/", run.string()));
+  for (const int64_t step : all.shared_->trajectory->steps())
+    all.states_.push_back({.address = fmt::format("{}@{}", run.string(), step), .step = step});
+  all.common_ = all.shared_->trajectory->dtype();
+  all.notes_.push_back(fmt::format("{} has no checkpoint: the states are the {} of its trajectory, {} tensors each",
+                                   run.string(), all.size(), all.shared_->trajectory->names().size()));
+  return all;
+}
 
 States::States(std::vector<Located> located, Settings settings, bool trajectory)
     : settings_(std::move(settings)), shared_(std::make_shared<Shared>()) {
@@ -192,17 +207,14 @@ std::shared_ptr<const data::Tokenizer> States::tokenizer() const {
   return shared_->tokenizer;
 }
 
-const data::Dataset& States::data() const {
+const data::Dataset& States::data(std::optional<int64_t> step) const {
   const std::lock_guard lock(shared_->mutex);
   if (!shared_->data) {
     if (run_.empty())
       throw std::invalid_argument("these states are not those of one run, so there are no training data to ask about");
-    const config::RunConfig config = config::load(run_ / "run.yaml");
-    auto data = make_dataset(config, make_tokenizer(config), {});
-    check_sources(run_, *data);
-    shared_->data = std::move(data);
+    shared_->data = std::make_unique<PastData>(run_);
   }
-  return *shared_->data;
+  return step ? *shared_->data->of(*step).data : *shared_->data->now().data;
 }
 
 const FixedText& States::text() const {

@@ -63,6 +63,9 @@ class States {
   // states are of one run that has one. Throws std::invalid_argument for an empty set or a step given twice,
   // std::runtime_error for states whose tensors differ in name or shape (all are compared with the first).
   States(std::vector<Located> located, Settings settings, bool trajectory);
+  // The steps of RUN/trajectory alone, for a run that keeps no checkpoint: weights, no models. Throws
+  // std::runtime_error where there are none.
+  static States of_trajectory(const std::filesystem::path& run, Settings settings);
   States(const States&);  // shares what is opened on demand
   ~States();
 
@@ -88,8 +91,9 @@ class States {
   std::shared_ptr<const data::Tokenizer> tokenizer() const;
   // --text, else rows of the run's first validation set. Throws std::invalid_argument where there is neither.
   const FixedText& text() const;
-  // The run's data, opened as training opens them. Throws std::invalid_argument where the states are of no run.
-  const data::Dataset& data() const;
+  // The run's data, opened as training opens them, or as it opened them for the step, if its settings changed since.
+  // Throws std::invalid_argument where the states are of no run.
+  const data::Dataset& data(std::optional<int64_t> step = {}) const;
 
   // The states that have a folder, for metrics that run models.
   States with_folders() const;

@@ -2,6 +2,8 @@
 
 #include <map>
 
+#include "checkpoints/store.h"
+#include "checkpoints/trajectory/verify.h"
 #include "trainer/cli/cli.h"
 #include "trainer/console.h"
 #include "trainer/environment.h"
@@ -104,13 +106,22 @@ void print_table(const analysis::States& states, const analysis::Analysis& analy
   if (medians) fmt::print("* median over the tensors\n");
 }
 
+// Weights need no checkpoint.
+bool has_trajectory_alone(const fs::path& run) {
+  const bool stored =
+      fs::is_directory(run / "checkpoints") && !checkpoints::Store(run, checkpoints::Store::Mode::read).list().empty();
+  return !stored && checkpoints::trajectory::is_trajectory(run / "trajectory");
+}
+
 int run_analyze(const Options& o) {
   set_threads(o.threads);
   Console console(o.json);
   const auto chosen = analysis::select_metrics(o.metrics);
   // A run by its name alone stands for everything that it keeps.
   const bool whole_run = fs::exists(fs::path(o.set) / "run.yaml");
-  const analysis::States states(locate_set(o.set, true), o.settings, whole_run && !o.stored);
+  const analysis::States states = whole_run && !o.stored && has_trajectory_alone(o.set)
+                                      ? analysis::States::of_trajectory(o.set, o.settings)
+                                      : analysis::States(locate_set(o.set, true), o.settings, whole_run && !o.stored);
   for (const std::string& note : states.notes()) console.warn(note);
   fs::path out = o.out;
   if (out.empty()) out = states.run().empty() ? fs::path("analysis") : states.run() / "analysis";

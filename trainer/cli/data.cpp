@@ -1,11 +1,10 @@
 #include <filesystem>
 
-#include "checkpoints/journal.h"
 #include "trainer/cli/cli.h"
 #include "trainer/console.h"
 #include "trainer/data/prepare.h"
 #include "trainer/data/show.h"
-#include "trainer/run_files.h"
+#include "trainer/past_data.h"
 #include "trainer/setup.h"
 
 namespace cairn::cli {
@@ -56,20 +55,11 @@ int prepare(const Options& o) {
   return 0;
 }
 
-struct OpenRun {
-  std::unique_ptr<data::Dataset> data;
-  std::optional<int64_t> last;  // number of the last step, where it is known
-};
-
-// The tokenizer and data of a run, as its own loop opened them.
-OpenRun open_run(const std::string& run) {
+// The data of a run, as its own loop opened them.
+PastData open_run(const std::string& run) {
   if (!std::filesystem::exists(std::filesystem::path(run) / "run.yaml"))
     throw UsageError(fmt::format("{}: no run here (no run.yaml)", run));
-  const config::RunConfig config = config::load(std::filesystem::path(run) / "run.yaml");
-  OpenRun open{.data = make_dataset(config, make_tokenizer(config, run), {})};
-  check_sources(run, *open.data);
-  open.last = last_step(config, *open.data);
-  return open;
+  return PastData(run);
 }
 
 int show(const Options& o) {
@@ -85,19 +75,35 @@ int show(const Options& o) {
   if (step < 1)
     throw UsageError(fmt::format("data show: '{}' is no step; step n (1 or more) turns state n-1 into state n",
                                  o.run.substr(at + 1)));
-  const OpenRun open = open_run(o.run.substr(0, at));
-  if (open.last && step > *open.last)
-    throw UsageError(fmt::format("data show: found step {}, expected at most {}, the run's last", step, *open.last));
+  PastData run = open_run(o.run.substr(0, at));
+  const PastData::Opened& open = run.of(step);
+  if (const auto last = last_step(open.config, *open.data); last && step > *last)
+    throw UsageError(fmt::format("data show: found step {}, expected at most {}, the run's last", step, *last));
   const nlohmann::json shown = data::show(*open.data, step, o.text);
   fmt::print("{}", o.json ? shown.dump() + "\n" : data::show_text(shown));
   return 0;
 }
 
+bool has_source(const data::Dataset& data, const std::string& name) {
+  for (int32_t i = 0; i < data.source_count(); ++i)
+    if (data.source(i).name == name) return true;
+  return false;
+}
+
 int where(const Options& o) {
-  // The steps that were made: those of the journal.
-  const auto index = checkpoints::index_journal(std::filesystem::path(o.run) / "journal.jsonl");
-  const nlohmann::json found =
-      data::where(*open_run(o.run).data, o.document, index.lines.empty() ? 0 : index.lines.back().step);
+  PastData run = open_run(o.run);
+  auto stretches = run.stretches();
+  if (stretches.empty()) stretches.push_back({1, 0, run.now().data.get()});
+  // The newest settings know the most sources: they say which document is meant, and the older ones are asked for it.
+  nlohmann::json found = data::where(*stretches.back().data, o.document, stretches.back().last);
+  auto seen = nlohmann::json::array();
+  for (const auto& stretch : stretches) {
+    if (!has_source(*stretch.data, found.at("source").get<std::string>())) continue;
+    const nlohmann::json part = data::where(*stretch.data, found.at("id").get<std::string>(), stretch.last);
+    for (const auto& sighting : part.at("seen"))
+      if (sighting.at("step").get<int64_t>() >= stretch.first) seen.push_back(sighting);
+  }
+  found["seen"] = seen;
   if (o.json) {
     fmt::print("{}\n", found.dump());
     return 0;

@@ -2,7 +2,7 @@
 
 #include <set>
 
-#include "trainer/address.h"
+#include "trainer/address_parts.h"
 #include "trainer/cli/cli.h"
 #include "trainer/config/run_config.h"
 #include "trainer/environment.h"
@@ -95,25 +95,28 @@ void print(const std::string& a, const std::string& b, const checkpoints::ModelD
   }
 }
 
-// run.yaml of a run (however one of its states is addressed), or config.json of a model; flat keys "/optim/lr".
+// run.yaml of a run, the settings that made a step of it, or config.json of a model; flat keys "/optim/lr". No state is
+// needed for that, and none is rebuilt.
 struct ConfigOf {
   std::string file;
   bool is_run = false;
   Json flat;
 };
 ConfigOf config_of(const std::string& address) {
-  fs::path run = fs::exists(fs::path(address) / "run.yaml") ? fs::path(address) : fs::path();
-  fs::path folder;
-  if (run.empty()) {
+  const auto step_of = [](const fs::path& run, int64_t step) -> ConfigOf {
+    const RunRecord record(run);
+    check_reach(record, step);
+    return {fmt::format("{}@{}", run.string(), step), true, record.settings_json(step).flatten()};
+  };
+  if (fs::exists(fs::path(address) / "config.json")) {
     const Located located = locate(address);
-    run = located.run;
-    folder = located.folder;
+    if (!located.run.empty() && fs::exists(located.run / "run.yaml")) return step_of(located.run, *located.step);
+    return {(located.folder / "config.json").string(), false, read_model_config(located.folder.string()).flatten()};
   }
-  if (!run.empty()) {
-    const fs::path file = run / "run.yaml";
-    return {file.string(), true, config::to_json(config::load(file)).flatten()};
-  }
-  return {(folder / "config.json").string(), false, read_model_config(folder.string()).flatten()};
+  const AddressParts parts = split_address(address);
+  if (!parts.selector.empty()) return step_of(parts.run, selected_step(parts, address, {}));
+  const fs::path file = parts.run / "run.yaml";
+  return {file.string(), true, config::to_json(config::load(file)).flatten()};
 }
 
 int diff_configs(const Options& o) {

@@ -1,6 +1,12 @@
 #include "trainer/metrics/series.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -101,6 +107,43 @@ void write_hdf5(const fs::path& path, const std::string& metric, const std::vect
   fs::rename(temporary, path);
 }
 
+// Held while a series is read, joined and written again:
+// replays of several stretches, and of several metrics, share the folder.
+class FolderLock {
+ public:
+  explicit FolderLock(const fs::path& folder) {
+    fs::create_directories(folder);
+    const auto path = folder / ".lock";
+    fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    int locked = fd_ < 0 ? -1 : 0;
+    if (fd_ >= 0) {
+      while ((locked = ::flock(fd_, LOCK_EX)) != 0 && errno == EINTR) {
+      }
+    }
+    if (locked != 0) {
+      const std::string reason = std::strerror(errno);
+      if (fd_ >= 0) ::close(fd_);
+      throw std::runtime_error(fmt::format("cannot lock {}: {}", path.string(), reason));
+    }
+  }
+  FolderLock(const FolderLock&) = delete;
+  ~FolderLock() { ::close(fd_); }
+
+ private:
+  int fd_;
+};
+
+// `all` takes the place of what is there.
+void put_series(const fs::path& folder, const std::string& metric, const std::vector<Measurement>& all) {
+  write_hdf5(folder / (metric + ".h5"), metric, all);
+  std::string lines;
+  for (const Measurement& m : all) {
+    size_t at = 0;
+    lines += Json{{"step", m.step}, {"name", m.name}, {"value", nested(m, 0, at)}}.dump() + "\n";
+  }
+  checkpoints::replace_file(folder / (metric + ".jsonl"), lines);
+}
+
 }  // namespace
 
 std::vector<Measurement> read_series(const fs::path& folder, const std::string& metric) {
@@ -125,6 +168,7 @@ std::vector<Measurement> read_series(const fs::path& folder, const std::string& 
 
 void write_series(const fs::path& folder, const std::string& metric, std::span<const Measurement> more) {
   for (const Measurement& m : more) check(m, metric);
+  const FolderLock lock(folder);
   std::vector<Measurement> all = read_series(folder, metric);
   std::map<std::pair<int64_t, std::string>, size_t> place;
   for (size_t i = 0; i < all.size(); ++i) place[{all[i].step, all[i].name}] = i;
@@ -136,14 +180,33 @@ void write_series(const fs::path& folder, const std::string& metric, std::span<c
       all[at->second] = m;
   }
   std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.step < b.step; });
-  fs::create_directories(folder);
-  write_hdf5(folder / (metric + ".h5"), metric, all);
-  std::string lines;
-  for (const Measurement& m : all) {
-    size_t at = 0;
-    lines += Json{{"step", m.step}, {"name", m.name}, {"value", nested(m, 0, at)}}.dump() + "\n";
+  put_series(folder, metric, all);
+}
+
+std::vector<std::string> cut_series(const fs::path& folder, int64_t step) {
+  std::vector<std::string> metrics, faults;
+  if (!fs::is_directory(folder)) return faults;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const fs::path& path = entry.path();
+    if (path.extension() == ".jsonl" && !path.filename().string().starts_with('.')) metrics.push_back(path.stem());
   }
-  checkpoints::replace_file(folder / (metric + ".jsonl"), lines);
+  std::sort(metrics.begin(), metrics.end());
+  for (const std::string& metric : metrics) {
+    try {
+      const FolderLock lock(folder);
+      std::vector<Measurement> all = read_series(folder, metric);
+      if (std::erase_if(all, [&](const Measurement& m) { return m.step > step; }) == 0) continue;
+      if (!all.empty()) {
+        put_series(folder, metric, all);
+      } else {
+        for (const char* extension : {".jsonl", ".h5"}) fs::remove(folder / (metric + extension));
+      }
+    } catch (const std::exception& error) {
+      faults.push_back(fmt::format("what was measured after step {} stays, though the run goes another way: {}", step,
+                                   error.what()));
+    }
+  }
+  return faults;
 }
 
 }  // namespace cairn

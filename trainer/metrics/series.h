@@ -22,9 +22,15 @@ struct Measurement {
 // std::runtime_error naming file and line.
 std::vector<Measurement> read_series(const std::filesystem::path& folder, const std::string& metric);
 
-// Adds to what is there; values of the same step and name replace the older ones. Both files appear whole or not at
-// all. METRIC.jsonl: {"step", "name", "value": number | nested arrays} a line. METRIC.h5: steps/NAME int64 [K] and
-// values/NAME float64 [K, shape ...] for each name ("model" for ""), attribute "metric".
+// Adds to what is there (so may others, FOLDER/.lock keeps them apart); values of the same step and name replace older
+// ones. Both files appear whole or not at all. METRIC.jsonl: {"step", "name", "value": number | nested arrays} a line.
+// METRIC.h5: steps/NAME int64 [K] and values/NAME float64 [K, shape ...] for each name ("model" for ""), attribute
+// "metric".
 void write_series(const std::filesystem::path& folder, const std::string& metric, std::span<const Measurement> more);
+
+// Drops what was measured of later steps than `step`, of all metrics of the folder: a run that goes on from there has
+// other states. A metric of which nothing is left loses its files. Returns a sentence for each that cannot be read, and
+// leaves it as it is.
+std::vector<std::string> cut_series(const std::filesystem::path& folder, int64_t step);
 
 }  // namespace cairn

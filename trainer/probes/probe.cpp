@@ -1,12 +1,6 @@
 #include "trainer/probes/probe.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <chrono>
-#include <cstring>
 
 #include "trainer/probes/pieces.h"
 
@@ -24,31 +18,6 @@ const std::vector<const ProbeKind*>& probe_kinds() {
 namespace {
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-// Held while a series is read, joined and written again: replays of several stretches share the folder.
-class FolderLock {
- public:
-  explicit FolderLock(const std::filesystem::path& folder) {
-    std::filesystem::create_directories(folder);
-    const auto path = folder / ".lock";
-    fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    int locked = fd_ < 0 ? -1 : 0;
-    if (fd_ >= 0) {
-      while ((locked = ::flock(fd_, LOCK_EX)) != 0 && errno == EINTR) {
-      }
-    }
-    if (locked != 0) {
-      const std::string reason = std::strerror(errno);
-      if (fd_ >= 0) ::close(fd_);
-      throw std::runtime_error(fmt::format("cannot lock {}: {}", path.string(), reason));
-    }
-  }
-  FolderLock(const FolderLock&) = delete;
-  ~FolderLock() { ::close(fd_); }
-
- private:
-  int fd_;
-};
 
 // Shows every capture what one pass computes.
 class Audience : public models::Capture {
@@ -144,10 +113,7 @@ void Probes::finish() {
   for (auto& entry : entries_) {
     auto& measured = entry.results.measured;
     if (measured.empty()) continue;
-    if (writes_) {
-      const FolderLock lock(options_.folder);
-      write_series(options_.folder, entry.kind->name, measured);
-    }
+    if (writes_) write_series(options_.folder, entry.kind->name, measured);
     entry.written += measured.size();
     measured.clear();
   }
@@ -176,6 +142,7 @@ std::unique_ptr<Probes> make_probes(const std::vector<std::string>& names, const
     bool known = name == "all";
     for (const ProbeKind* kind : probe_kinds()) {
       if (name != "all" && name != kind->name) continue;
+      if (name == "all" && kind == &token_loss_probe && options.text.empty()) continue;  // nobody named a text
       known = true;
       want(kind);
     }
