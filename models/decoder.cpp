@@ -103,10 +103,10 @@ Block::Block(Parameters& parameters, const std::string& name, const DecoderConfi
     return site.empty() ? Norm() : Norm(parameters, name + "." + site, C, config.norm);
   };
   pre_mixer_ = norm(block.norms.pre_mixer);
-  attention_ = Attention(parameters, name + ".self_attn", C, block.attention, index, std::move(rope));
+  mixer_ = std::make_unique<Attention>(parameters, name + ".self_attn", C, block.attention, index, std::move(rope));
   post_mixer_ = norm(block.norms.post_mixer);
   pre_feed_forward_ = norm(block.norms.pre_feed_forward);
-  feed_forward_ = FeedForward(parameters, name + ".mlp", C, block.feed_forward);
+  feed_forward_ = std::make_unique<FeedForward>(parameters, name + ".mlp", C, block.feed_forward);
   post_feed_forward_ = norm(block.norms.post_feed_forward);
 }
 
@@ -126,13 +126,13 @@ Block::Stream Block::forward(const Stream& in, const Pass& pass) const {
   };
 
   auto [x, a] = enter(pre_mixer_, in);
-  const at::Tensor mixed = leave(post_mixer_, attention_.forward(a, pass), 2);
+  const at::Tensor mixed = leave(post_mixer_, mixer_->forward(a, pass), 2);
   if (parallel_) {
     const at::Tensor f = pre_feed_forward_.present() ? pre_feed_forward_.forward(x, pass) : a;
-    return {x + mixed, leave(post_feed_forward_, feed_forward_.forward(f, pass), 3)};
+    return {x + mixed, leave(post_feed_forward_, feed_forward_->forward(f, pass), 3)};
   }
   auto [y, f] = enter(pre_feed_forward_, {x, mixed});
-  return {y, leave(post_feed_forward_, feed_forward_.forward(f, pass), 3)};
+  return {y, leave(post_feed_forward_, feed_forward_->forward(f, pass), 3)};
 }
 
 Decoder::Decoder(DecoderConfig config, at::ScalarType dtype, at::Device device) : config_(std::move(config)) {
@@ -168,7 +168,13 @@ Block::Stream Decoder::run_block(size_t index, const Block::Stream& in, const Pa
   if (checkpointing_ && at::GradMode::is_enabled() && !pass.cache) {
     const auto out = CheckpointFunction::apply(
         stream.x, stream.pending.defined() ? std::optional<at::Tensor>(stream.pending) : std::nullopt,
-        [this, index, pass](const Block::Stream& s) { return blocks_[index].forward(s, pass); });
+        [this, index, pass](const Block::Stream& s) {
+          if (at::GradMode::is_enabled()) return blocks_[index].forward(s, pass);
+          Pass first = pass;  // the backward pass runs the block again: that run counts
+          first.measured = nullptr;
+          first.indexer.train = false;
+          return blocks_[index].forward(s, first);
+        });
     stream = {out[0], out.size() > 1 ? out[1] : at::Tensor()};
   } else {
     stream = blocks_[index].forward(stream, pass);
@@ -255,14 +261,11 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
   return {out.nll, out.z, out.correct, out.row_nll};
 }
 
-KeyValueCache Decoder::make_cache(int64_t capacity) const {
-  KeyValueCache cache;
+SequenceCache Decoder::make_cache(int64_t capacity) const {
+  SequenceCache cache;
   cache.capacity = capacity;
-  for (const BlockConfig& block : config_.blocks) {
-    const std::vector<int64_t> shape{capacity, block.attention.num_key_value_heads, block.attention.head_dim};
-    cache.keys.push_back(at::zeros(shape, parameters_.flat().options()));
-    cache.values.push_back(at::zeros(shape, parameters_.flat().options()));
-  }
+  for (const Block& block : blocks_)
+    cache.layers.push_back(block.mixer().make_cache(capacity, parameters_.flat().options()));
   return cache;
 }
 

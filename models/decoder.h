@@ -8,7 +8,8 @@ namespace cairn::models {
 
 class Block {
  public:
-  Block(Parameters& parameters, const std::string& name, const DecoderConfig& config, int64_t index, std::shared_ptr<RopeTable> rope);
+  Block(Parameters& parameters, const std::string& name, const DecoderConfig& config, int64_t index,
+        std::shared_ptr<RopeTable> rope);
 
   // The residual stream and what is still to be added to it: the addition is fused into the next norm.
   struct Stream {
@@ -16,23 +17,24 @@ class Block {
     at::Tensor pending;  // [N, C] or undefined
   };
   Stream forward(const Stream& in, const Pass& pass) const;
+  const Mixer& mixer() const { return *mixer_; }
 
  private:
   at::Tensor dropped(const at::Tensor& x, int64_t place, const Pass& pass) const;
 
   int64_t index_;
   bool parallel_;
-  Attention attention_;
-  FeedForward feed_forward_;
+  std::unique_ptr<Mixer> mixer_;
+  std::unique_ptr<FeedForwardLayer> feed_forward_;
   Norm pre_mixer_, post_mixer_, pre_feed_forward_, post_feed_forward_;
 };
 
 struct Loss {
-  double nll = 0;         // sum over the target tokens, nats
-  double z = 0;           // sum of log^2 Z
-  int64_t correct = 0;    // argmax is the target
-  at::Tensor row_nll;     // [N]
-  at::Tensor sums;        // Pass::keep_sums on a GPU: float64 [nll, z, correct] there, and the three above are not filled
+  double nll = 0;       // sum over the target tokens, nats
+  double z = 0;         // sum of log^2 Z
+  int64_t correct = 0;  // argmax is the target
+  at::Tensor row_nll;   // [N]
+  at::Tensor sums;      // Pass::keep_sums on a GPU: float64 [nll, z, correct] there, and the three above are not filled
 };
 
 class Decoder {
@@ -48,10 +50,11 @@ class Decoder {
   // Loss and, with `gradients`, the whole backward pass: adds to every parameter's gradient that of
   // scale * (sum of nll + z_loss * sum of log^2 Z). targets int32 [N], -1 = not predicted; they may lie on the CPU
   // whatever the model's device (and are best there: which rows count is then known without waiting).
-  Loss loss(const at::Tensor& ids, const at::Tensor& targets, const Pass& pass, double scale, double z_loss, bool gradients) const;
+  Loss loss(const at::Tensor& ids, const at::Tensor& targets, const Pass& pass, double scale, double z_loss,
+            bool gradients) const;
 
   // A cache for one sequence of at most `capacity` tokens.
-  KeyValueCache make_cache(int64_t capacity) const;
+  SequenceCache make_cache(int64_t capacity) const;
 
   // Recomputes each block in the backward pass instead of keeping its activations.
   void set_activation_checkpointing(bool on) { checkpointing_ = on; }
@@ -69,8 +72,8 @@ class Decoder {
   at::Tensor embed_positions_;  // [max, C] or undefined
   std::vector<Block> blocks_;
   Norm norm_;
-  at::Tensor head_;             // [V, C]: the embedding itself where tied
-  at::Tensor head_bias_;        // [V] or undefined
+  at::Tensor head_;       // [V, C]: the embedding itself where tied
+  at::Tensor head_bias_;  // [V] or undefined
   bool checkpointing_ = false;
 };
 

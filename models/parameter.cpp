@@ -8,13 +8,24 @@ namespace cairn::models {
 
 at::Tensor Parameter::value() const { return leaf.detach().narrow(0, first_row, rows); }
 
-at::Tensor Parameter::grad() const { return leaf.grad().defined() ? leaf.grad().narrow(0, first_row, rows) : at::Tensor(); }
+at::Tensor Parameter::grad() const {
+  return leaf.grad().defined() ? leaf.grad().narrow(0, first_row, rows) : at::Tensor();
+}
+
+const char* group_name(Group group) { return group == Group::indexer ? "indexer" : "model"; }
+
+at::Tensor Parameters::add_buffer(const std::string& name, std::vector<int64_t> shape, double value) {
+  at::Tensor tensor = at::full(shape, value, at::kFloat);
+  buffers_.push_back({name, tensor, value});
+  return tensor;
+}
 
 at::Tensor Parameters::add(const std::string& name, std::vector<int64_t> shape, Role role, Init init) {
   at::Tensor leaf = at::empty(shape, at::kFloat).requires_grad_(true);
-  parameters_.push_back({name, role, init, leaf, 0, shape.at(0)});
+  parameters_.push_back({name, role, init, leaf, 0, shape.at(0), 0, group_});
   leaves_.push_back(leaf);
   leaf_roles_.push_back(role);
+  leaf_groups_.push_back(group_);
   numel_ += leaf.numel();
   return leaf;
 }
@@ -26,28 +37,40 @@ at::Tensor Parameters::stack(const std::vector<Part>& parts, int64_t columns, Ro
   at::Tensor leaf = at::empty(shape, at::kFloat).requires_grad_(true);
   int64_t first = 0;
   for (const Part& part : parts) {
-    parameters_.push_back({part.name, role, init, leaf, first, part.rows});
+    parameters_.push_back({part.name, role, init, leaf, first, part.rows, 0, group_});
     first += part.rows;
   }
   leaves_.push_back(leaf);
   leaf_roles_.push_back(role);
+  leaf_groups_.push_back(group_);
   numel_ += leaf.numel();
   return leaf;
 }
 
 void Parameters::flatten(at::ScalarType dtype, at::Device device) {
   at::NoGradGuard no_grad;
-  flat_ = at::empty({numel_}, at::TensorOptions().dtype(dtype).device(device));
   leaf_offsets_.assign(leaves_.size(), 0);
   int64_t offset = 0;
-  for (Role role : {Role::matrix, Role::embedding, Role::head, Role::norm, Role::bias}) {
-    for (size_t i = 0; i < leaves_.size(); ++i) {
-      if (leaf_roles_[i] != role) continue;
-      leaf_offsets_[i] = offset;
-      leaves_[i].set_data(flat_.narrow(0, offset, leaves_[i].numel()).view(leaves_[i].sizes()));
-      offset += leaves_[i].numel();
+  ranges_.clear();
+  for (const Group group : kGroups) {
+    if (std::find(leaf_groups_.begin(), leaf_groups_.end(), group) == leaf_groups_.end()) continue;
+    offset = (offset + kGroupAlignment - 1) / kGroupAlignment * kGroupAlignment;
+    const int64_t begin = offset;
+    for (Role role : {Role::matrix, Role::embedding, Role::head, Role::norm, Role::bias}) {
+      for (size_t i = 0; i < leaves_.size(); ++i) {
+        if (leaf_roles_[i] != role || leaf_groups_[i] != group) continue;
+        leaf_offsets_[i] = offset;
+        offset += leaves_[i].numel();
+      }
     }
+    ranges_.push_back({group, begin, offset});
   }
+  flat_ = at::empty({offset}, at::TensorOptions().dtype(dtype).device(device));
+  for (size_t k = 1; k < ranges_.size(); ++k)
+    flat_.narrow(0, ranges_[k - 1].end, ranges_[k].begin - ranges_[k - 1].end).zero_();
+  for (size_t i = 0; i < leaves_.size(); ++i)
+    leaves_[i].set_data(flat_.narrow(0, leaf_offsets_[i], leaves_[i].numel()).view(leaves_[i].sizes()));
+  for (Buffer& buffer : buffers_) buffer.tensor.set_data(buffer.tensor.to(device));
   for (Parameter& parameter : parameters_) {
     for (size_t i = 0; i < leaves_.size(); ++i) {
       if (leaves_[i].is_same(parameter.leaf)) {
@@ -66,6 +89,7 @@ void Parameters::bind_gradients(const at::Tensor& flat_grad) {
 
 void Parameters::initialise(uint64_t seed) {
   at::NoGradGuard no_grad;
+  for (const Buffer& buffer : buffers_) buffer.tensor.detach().fill_(buffer.value);
   for (const Parameter& parameter : parameters_) {
     at::Tensor value = parameter.value();
     if (parameter.init.kind == Init::Kind::constant) {
@@ -82,7 +106,8 @@ void Parameters::initialise(uint64_t seed) {
       for (int64_t i = begin; i < end; ++i) {
         const auto words = draws.block(i);
         const double u = (static_cast<double>(uint64_t{words[0]} << 21 ^ words[1] >> 11) + 0.5) * 0x1.0p-53;
-        const double angle = 2 * std::numbers::pi * (static_cast<double>(uint64_t{words[2]} << 21 ^ words[3] >> 11) * 0x1.0p-53);
+        const double angle =
+            2 * std::numbers::pi * (static_cast<double>(uint64_t{words[2]} << 21 ^ words[3] >> 11) * 0x1.0p-53);
         const double radius = std * std::sqrt(-2 * std::log(u));
         out[2 * i] = static_cast<float>(radius * std::cos(angle));
         if (2 * i + 1 < count) out[2 * i + 1] = static_cast<float>(radius * std::sin(angle));
@@ -90,6 +115,13 @@ void Parameters::initialise(uint64_t seed) {
     });
     value.copy_(drawn.view(value.sizes()));
   }
+}
+
+const Buffer& Parameters::buffer(const std::string& name) const {
+  for (const Buffer& buffer : buffers_) {
+    if (buffer.name == name) return buffer;
+  }
+  throw std::out_of_range(fmt::format("no buffer '{}' in this model", name));
 }
 
 const Parameter& Parameters::at(const std::string& name) const {

@@ -142,14 +142,11 @@ void write_model_files(checkpoints::FolderCommit& folder, const models::Decoder&
   folder.write_model(disk_model(model).views);
 }
 
-// A decoder of the same shape that holds the average.
-std::unique_ptr<models::Decoder> averaged(const models::DecoderConfig& config,
-                                          const std::function<at::Tensor(const std::string&)>& read) {
+// Puts the average in the place of the weights; buffers stay.
+void fill_average(models::Decoder& model, const std::function<at::Tensor(const std::string&)>& read) {
   const at::NoGradGuard no_grad;
-  auto model = std::make_unique<models::Decoder>(config);
-  for (const auto& parameter : model->parameters().all())
+  for (const auto& parameter : model.parameters().all())
     parameter.value().copy_(read("ema." + parameter.name).view(parameter.value().sizes()));
-  return model;
 }
 
 }  // namespace
@@ -257,7 +254,11 @@ void write_state(const fs::path& target, Stepper& stepper, Part part, double ela
       for (const auto& [name, tensor] : state.ema()->state()) average["ema." + name] = tensor;
     if (average.empty())
       throw std::runtime_error(fmt::format("step {} has no moving average: the run's optim.ema is 0", state.step));
-    write_model_files(folder, *averaged(state.model().config(), [&](const auto& name) { return average.at(name); }));
+    models::Decoder model(state.model().config());
+    for (const auto& buffer : model.parameters().buffers())
+      buffer.tensor.copy_(state.model().parameters().buffer(buffer.name).tensor);
+    fill_average(model, [&](const auto& name) { return average.at(name); });
+    write_model_files(folder, model);
   } else {
     write_model_files(folder, state.model());
   }
@@ -270,7 +271,7 @@ void write_state(const fs::path& target, Stepper& stepper, Part part, double ela
     }
     folder.write_safetensors("training/optimizer.safetensors", views);
     folder.write("training/state.json", Json{{"step", state.step},
-                                             {"updates", state.optimizer().steps_done()},
+                                             {"updates", state.updates()},
                                              {"tokens", stepper.tokens},
                                              {"elapsed", elapsed},
                                              {"digest", about.at("digest")}}
@@ -283,14 +284,14 @@ void write_state(const fs::path& target, Stepper& stepper, Part part, double ela
 
 void write_ema(const fs::path& target, const fs::path& from) {
   auto saved = checkpoints::PiecedTensors::open(from / "training" / "optimizer");
-  const auto config = models::decoder_config(read_model_config(from.string()), false);
   checkpoints::FolderCommit folder(target);
   for (const auto& entry : fs::directory_iterator(from)) {
     const std::string name = entry.path().filename().string();
     const bool model = name == "config.json" || name == "generation_config.json" || name.starts_with("model");
     if (entry.is_regular_file() && !model && name != checkpoints::kManifestName) folder.copy(name, entry.path());
   }
-  const auto model = averaged(config, [&](const std::string& name) {
+  const auto model = load_model(from.string());
+  fill_average(*model, [&](const std::string& name) {
     if (!saved.contains(name)) {
       throw std::runtime_error(
           fmt::format("{} has no moving average ({} is not in it): the run's optim.ema is 0", from.string(), name));

@@ -178,7 +178,7 @@ Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOpti
   at::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView plain;  // a token takes hundreds of views that nobody differentiates
   const int64_t budget = std::min(options.max_tokens, room);
-  models::KeyValueCache cache = model_.make_cache(static_cast<int64_t>(prompt.size()) + budget);
+  models::SequenceCache cache = model_.make_cache(static_cast<int64_t>(prompt.size()) + budget);
   Generation result;
   result.finish_reason = "length";
   std::vector<int32_t> fresh = prompt;  // ids that the cache has not seen

@@ -165,7 +165,7 @@ nlohmann::ordered_json load_state(State& state, const fs::path& folder) {
   });
   auto json = Json::parse(checkpoints::read_file(folder / "training" / "state.json"));
   state.step = json.at("step").get<int64_t>();
-  state.optimizer().set_step(json.at("updates").get<int64_t>());
+  state.set_updates(json.at("updates"));
   return json;
 }
 

@@ -224,13 +224,65 @@ double learning_rate(const config::Stage& stage, int64_t step, std::optional<int
          optim::schedule_multiplier(schedule_options(stage.optim.schedule), step - stage.schedule_first, length);
 }
 
+namespace {
+
+// Whether the model and whether the indexer learn.
+std::pair<bool, bool> indexer_trains(const config::Stage& stage) {
+  struct Mode {
+    const char* name;
+    const char* automatic;
+  };
+  static constexpr Mode kModes[] = {{"dense", "model"}, {"warmup", "indexer"}, {"sparse", "all"}};
+  std::string train = stage.indexer.train;
+  for (const Mode& mode : kModes)
+    if (train == "auto" && stage.indexer.mode == mode.name) train = mode.automatic;
+  return {train != "indexer", train != "model" && stage.indexer.mode != "dense"};
+}
+
+}  // namespace
+
+models::IndexerPass indexer_pass(const config::Stage& stage) {
+  using Mode = models::IndexerPass::Mode;
+  const config::IndexerOptions& o = stage.indexer;
+  return {.mode = o.mode == "dense"    ? Mode::dense
+                  : o.mode == "warmup" ? Mode::warmup
+                                       : Mode::sparse,
+          .topk = o.topk.value_or(0),
+          .sinks = o.sinks,
+          .window = o.window,
+          .train = indexer_trains(stage).second,
+          .loss_coef = o.loss_coef};
+}
+
+void check_indexer(const config::RunConfig& config, const models::Parameters& parameters) {
+  const auto& groups = parameters.groups();
+  const bool has = std::any_of(groups.begin(), groups.end(),
+                               [](const auto& range) { return range.group == models::Group::indexer; });
+  if (has) return;
+  for (size_t i = 0; i < config.stages.size(); ++i) {
+    if (config.stages[i].indexer == config::IndexerOptions()) continue;
+    const std::string own = fmt::format("stages.{}.indexer", i);
+    const std::string key = config.locations.contains(own) ? own : "indexer";
+    config.fail(key,
+                "found settings of an indexer, but the model has none: expected a model_type with sparse attention "
+                "(deepseek_v32, glm_moe_dsa, llama_dsa, ...), or no such section");
+  }
+}
+
 StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step,
                            std::optional<int64_t> last) {
+  const config::IndexerOptions& indexer = stage.indexer;
+  const double lr = learning_rate(stage, step, last);
   return {.batch = stage.train.batch,
           .micro_batch = stage.train.micro_batch,
           .lanes = stage.train.lanes,
-          .lr = learning_rate(stage, step, last),
+          .lr = lr,
           .clip = stage.optim.clip,
+          .trains_model = indexer_trains(stage).first,
+          .trains_indexer = indexer_trains(stage).second,
+          .indexer_lr = lr * (indexer.lr ? *indexer.lr / stage.optim.lr : 1),
+          .indexer_clip = indexer.clip,
+          .indexer = indexer_pass(stage),
           .z_loss = stage.optim.z_loss,
           .dropout = config.model.dropout,
           .dropout_seed = config.seed.dropout,

@@ -51,6 +51,11 @@ std::vector<std::string> doubtful_settings(const config::RunConfig& config, cons
 optim::OptimizerOptions optimizer_options(const config::Stage& stage);
 // Learning rate of step n of the run.
 double learning_rate(const config::Stage& stage, int64_t step, std::optional<int64_t> last);
+// What layers with an indexer are asked for in a stage.
+models::IndexerPass indexer_pass(const config::Stage& stage);
+// Throws config::ConfigError where the run has settings of an indexer and the model none.
+void check_indexer(const config::RunConfig& config, const models::Parameters& parameters);
+
 // Everything train_step wants for step n, but for the spike threshold, which hangs on the losses before.
 StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step,
                            std::optional<int64_t> last);

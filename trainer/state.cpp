@@ -63,6 +63,13 @@ at::Tensor tensor_of(const checkpoints::TensorView& view) {
   return copy;
 }
 
+std::vector<checkpoints::TensorView> weight_views(const models::Parameters& parameters) {
+  std::vector<checkpoints::TensorView> views;
+  for (const auto& parameter : parameters.all()) views.push_back(view_of(parameter.name, parameter.value()));
+  for (const auto& buffer : parameters.buffers()) views.push_back(view_of(buffer.name, buffer.tensor));
+  return views;
+}
+
 State::State(models::DecoderConfig config, at::ScalarType dtype, parallel::World& world, int lanes, int zero,
              bool whole_matrices, at::Device device)
     : world_(world), zero_(world.size > 1 ? zero : 0) {
@@ -89,10 +96,11 @@ State::State(models::DecoderConfig config, at::ScalarType dtype, parallel::World
                                           parallel::Reducer::Options{.gather = zero_ == 0});
 }
 
-std::vector<optim::Parameter> State::owned_parameters(bool whole) {
+std::vector<optim::Parameter> State::owned_parameters(bool whole, std::optional<models::Group> group) {
   const at::Tensor flat = model_->parameters().flat();
   std::vector<optim::Parameter> owned;
   for (const auto& parameter : model_->parameters().all()) {
+    if (group && parameter.group != *group) continue;
     const int64_t begin = parameter.offset, end = begin + parameter.numel();
     const auto add_whole = [&] {
       owned.push_back({parameter.name, parameter.value(),
@@ -118,24 +126,39 @@ std::vector<optim::Parameter> State::owned_parameters(bool whole) {
 }
 
 void State::set_optimizer(const optim::OptimizerOptions& options, double ema) {
-  std::map<std::string, at::Tensor> old;
-  int64_t updates = 0;
-  if (optimizer_) {
-    for (const auto& [name, tensor] : optimizer_->state()) old[name] = tensor;
-    updates = optimizer_->steps_done();
-  }
   optim::OptimizerOptions chosen = options;
   chosen.clear_grad = zero_ == 0;
-  auto next = optim::make_optimizer(chosen, owned_parameters(false));
-  const void* advised = nullptr;  // moments of many parameters lie in one memory
-  for (auto& [name, tensor] : next->state()) {
-    if (const void* memory = tensor.storage().data(); memory != std::exchange(advised, memory)) use_large_pages(tensor);
-    if (const auto found = old.find(name); found != old.end()) tensor.copy_(found->second);
+  for (const auto& range : model_->parameters().groups()) {
+    auto& place = optimizers_[range.group];
+    std::map<std::string, at::Tensor> old;
+    if (place) {
+      for (const auto& [name, tensor] : place->state()) old[name] = tensor;
+    }
+    auto next = optim::make_optimizer(chosen, owned_parameters(false, range.group));
+    const void* advised = nullptr;  // moments of many parameters lie in one memory
+    for (auto& [name, tensor] : next->state()) {
+      if (const void* memory = tensor.storage().data(); memory != std::exchange(advised, memory))
+        use_large_pages(tensor);
+      if (const auto found = old.find(name); found != old.end()) tensor.copy_(found->second);
+    }
+    next->set_step(place ? place->steps_done() : 0);
+    place = std::move(next);
   }
-  next->set_step(updates);
-  optimizer_ = std::move(next);
-  if (ema > 0 && !ema_) ema_.emplace(ema, owned_parameters(true));
+  if (ema > 0 && !ema_) ema_.emplace(ema, owned_parameters(true, std::nullopt));
   if (ema == 0) ema_.reset();
+}
+
+nlohmann::ordered_json State::updates() {
+  if (optimizers_.size() == 1) return optimizers_.begin()->second->steps_done();
+  nlohmann::ordered_json all;
+  for (const auto& [group, optimizer] : optimizers_) all[models::group_name(group)] = optimizer->steps_done();
+  return all;
+}
+
+void State::set_updates(const nlohmann::ordered_json& updates) {
+  for (auto& [group, optimizer] : optimizers_)
+    optimizer->set_step(updates.is_number() ? updates.get<int64_t>()
+                                            : updates.value(models::group_name(group), int64_t{0}));
 }
 
 void State::collect_gradients() {
@@ -156,19 +179,20 @@ checkpoints::Digest State::digest() {
   if (!device().is_cpu()) {
     std::vector<DigestPart> shared, own;
     for (const auto& parameter : model_->parameters().all()) shared.push_back({parameter.name, parameter.value()});
+    for (const auto& buffer : model_->parameters().buffers()) shared.push_back({buffer.name, buffer.tensor});
     for (const StateTensor& t : extras()) (t.everywhere ? shared : own).push_back({t.name, t.tensor, t.first_index});
     checkpoints::Digest sum = digest_on_device(shared);
     if (zero_ == 0) return sum;
     for (const std::string& hex : world_.gather(digest_on_device(own).hex())) sum += checkpoints::Digest::from_hex(hex);
     return sum;
   }
-  std::vector<checkpoints::TensorView> whole;
-  for (const auto& parameter : model_->parameters().all()) whole.push_back(view_of(parameter.name, parameter.value()));
+  std::vector<checkpoints::TensorView> whole = weight_views(model_->parameters());
   if (ema_) {
     for (const auto& [name, tensor] : ema_->state()) whole.push_back(view_of("ema." + name, tensor));
   }
   if (zero_ == 0) {
-    for (const auto& [name, tensor] : optimizer_->state()) whole.push_back(view_of("optimizer." + name, tensor));
+    for (const auto& [group, optimizer] : optimizers_)
+      for (const auto& [name, tensor] : optimizer->state()) whole.push_back(view_of("optimizer." + name, tensor));
     return checkpoints::digest_tensors(whole);
   }
   // The pieces of all ranks add up.
@@ -183,11 +207,13 @@ checkpoints::Digest State::digest() {
 std::vector<StateTensor> State::optimizer_tensors() {
   std::vector<StateTensor> tensors;
   const auto& parameters = model_->parameters();
-  for (const auto& [name, tensor] : optimizer_->state()) {
-    const auto [whole, from] = whole_of(name);
-    std::vector<int64_t> shape = tensor.sizes().vec();
-    if (whole != name) shape = parameters.at(name.substr(0, name.find('['))).value().sizes().vec();
-    tensors.push_back({"optimizer." + whole, tensor, from, std::move(shape), zero_ == 0});
+  for (const auto& [group, optimizer] : optimizers_) {
+    for (const auto& [name, tensor] : optimizer->state()) {
+      const auto [whole, from] = whole_of(name);
+      std::vector<int64_t> shape = tensor.sizes().vec();
+      if (whole != name) shape = parameters.at(name.substr(0, name.find('['))).value().sizes().vec();
+      tensors.push_back({"optimizer." + whole, tensor, from, std::move(shape), zero_ == 0});
+    }
   }
   return tensors;
 }

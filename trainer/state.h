@@ -1,6 +1,7 @@
 // The state of a run (law 1): parameters, optimizer, moving average. state[n] = step(state[n - 1], n, config).
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -28,19 +29,27 @@ struct StateTensor {
   bool everywhere = true;      // every rank holds all of it
 };
 
+// The tensors of a model as the digest takes them: parameters and buffers under the decoder's names.
+std::vector<checkpoints::TensorView> weight_views(const models::Parameters& parameters);
+
 class State {
  public:
-  // Weights are uninitialised; everything lies on `device`. `zero`: 1 shards the optimizer over the ranks of `world`, and
-  // `whole_matrices` lets no rank own a part of a matrix (Muon).
+  // Weights are uninitialised; everything lies on `device`. `zero`: 1 shards the optimizer over the ranks of `world`,
+  // and `whole_matrices` lets no rank own a part of a matrix (Muon).
   State(models::DecoderConfig config, at::ScalarType dtype, parallel::World& world, int lanes, int zero,
         bool whole_matrices = false, at::Device device = at::kCPU);
 
-  // Makes the optimizer (and the moving average, where ema > 0) of a stage; moments of the same name carry over.
+  // Makes the optimizers of a stage, one for each group of parameters (and the moving average, where ema > 0); moments
+  // of the same name carry over. A group that a stage does not train keeps its optimizer as it is.
   void set_optimizer(const optim::OptimizerOptions& options, double ema);
 
   models::Decoder& model() { return *model_; }
   const models::Decoder& model() const { return *model_; }
-  optim::Optimizer& optimizer() { return *optimizer_; }
+  optim::Optimizer& optimizer(models::Group group = models::Group::model) { return *optimizers_.at(group); }
+  bool has(models::Group group) const { return optimizers_.contains(group); }
+  // How many updates each group had, as state.json has it: a number where there is the one group, else by its name.
+  nlohmann::ordered_json updates();
+  void set_updates(const nlohmann::ordered_json& updates);
   optim::Ema* ema() { return ema_ ? &*ema_ : nullptr; }
   parallel::LaneTree& lanes() { return *lane_tree_; }
   parallel::Reducer& reducer() { return *reducer_; }
@@ -69,7 +78,7 @@ class State {
   int64_t step = 0;  // n of state[n]
 
  private:
-  std::vector<optim::Parameter> owned_parameters(bool whole);
+  std::vector<optim::Parameter> owned_parameters(bool whole, std::optional<models::Group> group);
   std::vector<StateTensor> optimizer_tensors();
 
   parallel::World& world_;
@@ -79,7 +88,7 @@ class State {
   at::Tensor leaf_gradient_;  // what autograd adds into: gradient_ itself, or its bfloat16 twin
   std::unique_ptr<parallel::LaneTree> lane_tree_;
   std::unique_ptr<parallel::Reducer> reducer_;
-  std::unique_ptr<optim::Optimizer> optimizer_;
+  std::map<models::Group, std::unique_ptr<optim::Optimizer>> optimizers_;
   std::optional<optim::Ema> ema_;
 };
 

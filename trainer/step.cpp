@@ -17,7 +17,10 @@ class LastBackward : public models::Seams {
  public:
   explicit LastBackward(State& state) : state_(state) {
     for (const auto& parameter : state.model().parameters().all()) {
-      if (parameter.role != models::Role::matrix || !parameter.name.starts_with("model.layers.")) continue;
+      // The indexer's gradients need not wait for the backward pass, and lie elsewhere.
+      if (parameter.role != models::Role::matrix || parameter.group != models::Group::model ||
+          !parameter.name.starts_with("model.layers."))
+        continue;
       const size_t block = std::stoul(parameter.name.substr(13));
       if (ranges_.size() <= block) ranges_.resize(block + 1, {INT64_MAX, 0});
       ranges_[block].first = std::min(ranges_[block].first, parameter.offset);
@@ -50,10 +53,43 @@ ModelInput model_input(const data::Batch& batch) {
 }
 
 StepData step_data(const data::Dataset& data, int64_t n) {
-  return {.context = data.context(n),
-          .targets = data.batch(n).target_count(),
+  const data::Batch batch = data.batch(n);
+  const int64_t context = data.context(n);
+  int64_t queries = 0;
+  for (size_t i = 0; i < batch.segments.size(); ++i) {
+    const bool first = static_cast<int64_t>(i) % context == 0 || batch.segments[i] != batch.segments[i - 1];
+    queries += !first;
+  }
+  return {.context = context,
+          .targets = batch.target_count(),
+          .rows_count = static_cast<int64_t>(batch.segments.size()),
+          .queries = queries,
           .rows = [&data, n](int64_t first, int64_t count) { return data.batch_rows(n, first, count); }};
 }
+
+namespace {
+
+// What all ranks measured; in order of rank, so that every rank has the same.
+void add_up(models::Measured& measured, parallel::World& world) {
+  if (world.size == 1) return;
+  std::vector<double> own;
+  for (const auto& [key, sum] : measured.sums) own.insert(own.end(), {sum.sum, sum.weight});
+  for (const auto& [block, counts] : measured.experts) {
+    for (int64_t e = 0; e < counts.numel(); ++e)
+      own.push_back(static_cast<double>(counts.const_data_ptr<int64_t>()[e]));
+  }
+  const std::vector<double> all = world.gather(own);
+  std::vector<double> total(own.size(), 0);
+  for (size_t i = 0; i < all.size(); ++i) total[i % own.size()] += all[i];
+  size_t at = 0;
+  for (auto& [key, sum] : measured.sums) sum = {total[at], total[at + 1]}, at += 2;
+  for (auto& [block, counts] : measured.experts) {
+    for (int64_t e = 0; e < counts.numel(); ++e)
+      counts.mutable_data_ptr<int64_t>()[e] = static_cast<int64_t>(total[at++]);
+  }
+}
+
+}  // namespace
 
 StepResult train_step(State& state, const StepData& data, const StepSettings& settings, StepObserver* observer) {
   if (observer) observer->before(state, data, settings);
@@ -64,6 +100,8 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
   const LastBackward last_backward(state);
   const bool overlapped = state.model().parameters().flat().scalar_type() == at::kFloat && world.size > 1;
 
+  const bool trains_indexer = settings.trains_indexer && state.has(models::Group::indexer);
+  models::Measured measured;
   std::vector<double> sums;         // [local lanes][nll, z, correct]
   std::vector<at::Tensor> waiting;  // the same where a GPU has them: read when the step's work is done
   state.reducer().begin();
@@ -83,9 +121,13 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
       input.pass.dropout_seed = settings.dropout_seed;
       input.pass.step = n;
       input.pass.first_row = (first + row) * batch.context;
+      input.pass.row_scale = 1.0 / static_cast<double>(data.rows_count);
+      input.pass.query_scale = data.queries > 0 ? 1.0 / static_cast<double>(data.queries) : 0;
+      input.pass.indexer = settings.indexer;
+      input.pass.measured = &measured;
       if (overlapped && lane + 1 == local_lanes && row + rows == lane_rows) input.pass.seams = &last_backward;
       const models::Loss loss =
-          state.model().loss(input.ids, input.targets, input.pass, 1 / targets, settings.z_loss, true);
+          state.model().loss(input.ids, input.targets, input.pass, 1 / targets, settings.z_loss, settings.trains_model);
       sum[0] += loss.nll, sum[1] += loss.z, sum[2] += static_cast<double>(loss.correct);
       if (loss.sums.defined()) device_sum = device_sum.defined() ? device_sum + loss.sums : loss.sums;
       state.collect_gradients();
@@ -107,15 +149,26 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
   const std::vector<double> total = world.sum_lanes(sums, 3);
   StepResult result{
       .loss = total[0] / targets, .z_loss = settings.z_loss * total[1] / targets, .accuracy = total[2] / targets};
-  result.grad_norm = state.reducer().norm();
+  add_up(measured, world);
+  result.measured = std::move(measured);
+  std::vector<std::pair<int64_t, int64_t>> parts;
+  for (const auto& range : state.model().parameters().groups()) parts.emplace_back(range.begin, range.end);
+  const std::vector<double> norms = state.reducer().norms(parts);
+  result.grad_norm = norms.front();
+  if (trains_indexer) result.indexer_grad_norm = norms.back();
   result.tokens = settings.batch * data.context;
   result.targets = data.targets;
-  result.finite = std::isfinite(result.grad_norm) && std::isfinite(result.loss);
+  result.finite = std::isfinite(result.grad_norm) && std::isfinite(result.loss) &&
+                  std::isfinite(result.indexer_grad_norm.value_or(0));
   const bool spike = settings.skip_loss_above > 0 && result.loss > settings.skip_loss_above;
   result.updated = result.finite && !spike;
   if (observer) observer->gradients(state, result);
   if (result.updated) {
-    state.optimizer().step(settings.lr, optim::clip_coefficient(result.grad_norm, settings.clip));
+    if (settings.trains_model)
+      state.optimizer().step(settings.lr, optim::clip_coefficient(result.grad_norm, settings.clip));
+    if (trains_indexer)
+      state.optimizer(models::Group::indexer)
+          .step(settings.indexer_lr, optim::clip_coefficient(*result.indexer_grad_norm, settings.indexer_clip));
     state.gather_weights();
     if (state.ema()) state.ema()->update();
   }

@@ -3,17 +3,22 @@
 
 #include <functional>
 
+#include "models/layers/measured.h"
 #include "trainer/data/dataset.h"
 #include "trainer/state.h"
 
 namespace cairn {
 
 struct StepSettings {
-  int64_t batch = 32;       // sequences of the step, over all ranks
-  int64_t micro_batch = 8;  // sequences at once
-  int lanes = 4;            // over all ranks
-  double lr = 1e-3;         // of this step
-  double clip = 1.0;        // 0: off
+  int64_t batch = 32;           // sequences of the step, over all ranks
+  int64_t micro_batch = 8;      // sequences at once
+  int lanes = 4;                // over all ranks
+  double lr = 1e-3;             // of this step
+  double clip = 1.0;            // 0: off
+  bool trains_model = true;     // false: no gradient but the indexer's is computed
+  bool trains_indexer = false;  // likewise, where the model has one
+  double indexer_lr = 1e-3, indexer_clip = 1.0;
+  models::IndexerPass indexer;
   double z_loss = 0;
   double dropout = 0;
   uint64_t dropout_seed = 0;
@@ -24,11 +29,13 @@ struct StepSettings {
 };
 
 struct StepResult {
-  double loss = 0;       // nats a target token, over the whole batch
-  double z_loss = 0;     // mean of log^2 Z times its coefficient
-  double accuracy = 0;   // share of target tokens that were the argmax
-  double grad_norm = 0;  // before clipping
-  int64_t tokens = 0;    // inputs of the whole batch
+  double loss = 0;                          // nats a target token, over the whole batch
+  double z_loss = 0;                        // mean of log^2 Z times its coefficient
+  double accuracy = 0;                      // share of target tokens that were the argmax
+  double grad_norm = 0;                     // before clipping
+  std::optional<double> indexer_grad_norm;  // where the indexer trains; likewise
+  models::Measured measured;                // of the whole batch
+  int64_t tokens = 0;                       // inputs of the whole batch
   int64_t targets = 0;
   bool finite = true;
   bool updated = true;  // false: the update was skipped
@@ -37,7 +44,9 @@ struct StepResult {
 // Where a step's sequences come from: any slice of the batch, and what is known of all of it.
 struct StepData {
   int64_t context = 0;
-  int64_t targets = 0;  // target tokens of the whole batch: every gradient is divided by it once
+  int64_t targets = 0;     // target tokens of the whole batch: every gradient is divided by it once
+  int64_t rows_count = 0;  // tokens of the whole batch
+  int64_t queries = 0;     // those of them that are not the first of their document
   std::function<data::Batch(int64_t first, int64_t count)> rows;
 };
 // The batch of step n.

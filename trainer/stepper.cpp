@@ -58,6 +58,7 @@ void Stepper::open() {
                                 [](const config::Stage& stage) { return stage.optim.name == "muon"; });
   state_ = std::make_unique<State>(decoder_config_, weight_type(first.train.precision), world_, first.train.lanes,
                                    config_.parallel.zero, muon, device);
+  check_indexer(config_, state_->model().parameters());
   stage_ = nullptr;
 }
 
@@ -76,6 +77,8 @@ void Stepper::take(Stepper& other) {
   State &from = *other.state_, &to = *state_;
   for (const auto& parameter : to.model().parameters().all())
     parameter.value().copy_(from.model().parameters().at(parameter.name).value());
+  for (const auto& buffer : to.model().parameters().buffers())
+    buffer.tensor.copy_(from.model().parameters().buffer(buffer.name).tensor);
   to.step = from.step;
   tokens = other.tokens;
   enter_stage(std::max<int64_t>(to.step, 1));
@@ -84,7 +87,7 @@ void Stepper::take(Stepper& other) {
   for (auto& extra : to.extras()) {
     if (const auto found = extras.find(extra.name); found != extras.end()) extra.tensor.copy_(found->second);
   }
-  to.optimizer().set_step(from.optimizer().steps_done());
+  to.set_updates(from.updates());
 }
 
 Json Stepper::load(const std::filesystem::path& folder) {

@@ -130,6 +130,13 @@ class Loop {
               {"loss", made.result.loss},
               {"grad_norm", made.result.grad_norm},
               {"lr", made.settings.lr}};
+    if (made.result.indexer_grad_norm) {
+      line["indexer_grad_norm"] = *made.result.indexer_grad_norm;
+      line["indexer_lr"] = made.settings.indexer_lr;
+    }
+    // Of each measure that layers took, its mean by block.
+    for (const auto& [key, sum] : made.result.measured.sums)
+      if (sum.weight > 0) line["layers"][key.first][std::to_string(key.second)] = sum.sum / sum.weight;
     if (made.settings.z_loss > 0) line["z_loss"] = made.result.z_loss;
     line["accuracy"] = made.result.accuracy;
     line["batch"] = {
@@ -254,6 +261,8 @@ class Loop {
     like.products = product_type(stage.train.precision);
     like.reference = stage.train.kernels == "reference";
     like.aten = stage.train.kernels == "aten";
+    like.indexer = indexer_pass(stage);
+    like.indexer.train = false;
     const data::Dataset& data = stepper_.data();
     for (const std::string& set : data.validation_names()) {
       const Evaluation e = evaluate_set(stepper_.state().model(), data, set, config_.eval.sequences,
@@ -277,7 +286,7 @@ class Loop {
     trajectory_->seal();
     const int64_t step = stepper_.step();
     const Json state_json{{"step", step},
-                          {"updates", stepper_.state().optimizer().steps_done()},
+                          {"updates", stepper_.state().updates()},
                           {"tokens", stepper_.tokens},
                           {"elapsed", elapsed_},
                           {"digest", line.at("digest")}};

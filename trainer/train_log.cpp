@@ -32,6 +32,9 @@ void TrainLog::curves(const Json& line) {
     if (line.contains(key) && line.at(key).is_number())
       board_->scalar(fmt::format("train/{}", key), line.at(key).get<double>(), step);
   }
+  for (const auto& [name, blocks] : line.value("layers", Json::object()).items())
+    for (const auto& [block, value] : blocks.items())
+      board_->scalar(fmt::format("layers/{}/{}", name, block), value.get<double>(), step);
   if (!line.contains("eval")) return;
   for (const auto& [set, values] : line.at("eval").items()) {
     board_->scalar(fmt::format("eval/{}/nll", set), values.at("nll").get<double>(), step);

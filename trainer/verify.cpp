@@ -59,9 +59,7 @@ at::ScalarType type_of(const checkpoints::ModelWeights& weights) {
 // The digest of the state that a checkpoint folder holds: what State::digest gives for it.
 std::string state_digest(const fs::path& folder) {
   const auto model = load_model(folder.string(), type_of(checkpoints::ModelWeights::open(folder)));
-  std::vector<checkpoints::TensorView> whole;
-  for (const auto& parameter : model->parameters().all()) whole.push_back(view_of(parameter.name, parameter.value()));
-  checkpoints::Digest sum = checkpoints::digest_tensors(whole);
+  checkpoints::Digest sum = checkpoints::digest_tensors(weight_views(model->parameters()));
   for (const char* name : {"optimizer.safetensors", "optimizer.safetensors.index.json"}) {
     const fs::path path = folder / "training" / name;
     if (!fs::exists(path)) continue;

@@ -113,6 +113,12 @@ std::variant<Index, Fault> load_index(const fs::path& folder) {
   }
 }
 
+bool has_index(const fs::path& folder) {
+  std::error_code error;
+  return fs::is_regular_file(folder / kManifestName, error) &&
+         read_file(folder / kManifestName).find(fmt::format("\"{}\"", kFormat)) != std::string::npos;
+}
+
 Index read_index(const fs::path& folder) {
   auto loaded = load_index(folder);
   if (const auto* fault = std::get_if<Fault>(&loaded))

@@ -64,6 +64,8 @@ std::string segment_name(int64_t number);
 
 /// The index, or what is wrong with it.
 std::variant<Index, Fault> load_index(const std::filesystem::path& folder);
+/// Its first lines say so, whatever the rest is like.
+bool has_index(const std::filesystem::path& folder);
 /// As load_index, but throws std::runtime_error naming the folder.
 Index read_index(const std::filesystem::path& folder);
 /// Replaces MANIFEST.json: whole or not at all.

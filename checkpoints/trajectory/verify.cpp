@@ -102,7 +102,8 @@ bool is_trajectory(const fs::path& folder) {
     const std::string name = entry.path().filename().string();
     if (name.starts_with("segment-") && name.ends_with(".h5")) return true;
   }
-  return false;
+  // The list of the segments stays where they are gone.
+  return has_index(folder);
 }
 
 std::optional<Fault> verify(const fs::path& folder) {

@@ -13,7 +13,7 @@ namespace cairn::checkpoints::trajectory {
 /// What a crash leaves (unsealed segments) is no fault.
 std::optional<Fault> verify(const std::filesystem::path& folder);
 
-/// The folder holds a trajectory: sealed segments or what joins them.
+/// The folder holds a trajectory: sealed segments, what joins them, or the list of them.
 bool is_trajectory(const std::filesystem::path& folder);
 
 }  // namespace cairn::checkpoints::trajectory

@@ -158,9 +158,14 @@ nlohmann::ordered_json config_json(const DecoderConfig& config) { return config.
 
 std::vector<DiskTensor> disk_tensors(const DecoderConfig& config, const Parameters& parameters) {
   const Family& f = family(config.model_type);
-  if (f.disk) return f.disk(config, parameters);
   std::vector<DiskTensor> tensors;
-  for (const Parameter& parameter : parameters.all()) tensors.push_back({f.rename(parameter.name), {parameter.name}});
+  if (f.disk) {
+    tensors = f.disk(config, parameters);
+  } else {
+    for (const Parameter& parameter : parameters.all()) tensors.push_back({f.rename(parameter.name), {parameter.name}});
+  }
+  for (const Buffer& buffer : parameters.buffers())
+    tensors.push_back({f.rename ? f.rename(buffer.name) : buffer.name, {buffer.name}, DiskLayout::plain, true});
   return tensors;
 }
 
@@ -175,6 +180,7 @@ std::vector<const Parameter*> parts_of(const DiskTensor& tensor, const Parameter
 }  // namespace
 
 std::vector<int64_t> disk_shape(const DiskTensor& tensor, const Parameters& parameters) {
+  if (tensor.buffer) return parameters.buffer(tensor.parameters[0]).tensor.sizes().vec();
   const auto parts = parts_of(tensor, parameters);
   std::vector<int64_t> shape = parts[0]->leaf.sizes().vec();
   shape[0] = 0;
@@ -185,6 +191,7 @@ std::vector<int64_t> disk_shape(const DiskTensor& tensor, const Parameters& para
 
 at::Tensor to_disk(const DiskTensor& tensor, const DecoderConfig& config, const Parameters& parameters) {
   at::NoGradGuard no_grad;
+  if (tensor.buffer) return parameters.buffer(tensor.parameters[0]).tensor;
   const at::Tensor value = stacked(parts_of(tensor, parameters));
   switch (tensor.layout) {
     case DiskLayout::plain:
@@ -202,6 +209,10 @@ void from_disk(const DiskTensor& tensor, const at::Tensor& found, const DecoderC
   if (const auto expected = disk_shape(tensor, parameters); found.sizes() != at::IntArrayRef(expected)) {
     throw std::runtime_error(fmt::format("tensor {}: found shape {}, expected {}", tensor.name,
                                          shape_text(found.sizes()), shape_text(expected)));
+  }
+  if (tensor.buffer) {
+    parameters.buffer(tensor.parameters[0]).tensor.copy_(found);
+    return;
   }
   at::Tensor value = found;
   if (tensor.layout == DiskLayout::transposed) value = found.t();

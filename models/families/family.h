@@ -20,6 +20,7 @@ struct DiskTensor {
   std::string name;                     // in the safetensors file
   std::vector<std::string> parameters;  // of the decoder, in stacking order
   DiskLayout layout = DiskLayout::plain;
+  bool buffer = false;  // `parameters` names a buffer
 };
 
 struct Family {

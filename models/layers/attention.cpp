@@ -151,7 +151,7 @@ void append_rows(const at::Tensor& cache, int64_t length, const at::Tensor& rows
 }
 
 // Appends k and v [N, K, D] to the cache and attends from q [N, H, D]; q and k are given up.
-at::Tensor attend_cached(const Core& core, KeyValueCache& cache, int64_t block, at::Tensor q, at::Tensor k,
+at::Tensor attend_cached(const Core& core, SequenceCache& cache, int64_t block, at::Tensor q, at::Tensor k,
                          const at::Tensor& v, bool fast) {
   at::NoGradGuard no_grad;
   q = q.detach(), k = k.detach();
@@ -167,14 +167,15 @@ at::Tensor attend_cached(const Core& core, KeyValueCache& cache, int64_t block, 
     throw std::invalid_argument(fmt::format("key/value cache: {} rows and {} new ones exceed its capacity of {}",
                                             cache.length, N, cache.capacity));
   }
+  const at::Tensor &keys = cache.layers[block].rows[0], &values = cache.layers[block].rows[1];
   if (fast) {
-    append_rows(cache.keys[block], cache.length, k);
-    append_rows(cache.values[block], cache.length, v);
-    return kernels::attention_decode(q.contiguous(), cache.keys[block], cache.values[block], length, core.options);
+    append_rows(keys, cache.length, k);
+    append_rows(values, cache.length, v);
+    return kernels::attention_decode(q.contiguous(), keys, values, length, core.options);
   }
-  cache.keys[block].narrow(0, cache.length, N).copy_(k);
-  cache.values[block].narrow(0, cache.length, N).copy_(v);
-  return kernels::ref::attention_decode(q, cache.keys[block], cache.values[block], length, core.options);
+  keys.narrow(0, cache.length, N).copy_(k);
+  values.narrow(0, cache.length, N).copy_(v);
+  return kernels::ref::attention_decode(q, keys, values, length, core.options);
 }
 
 }  // namespace
@@ -195,6 +196,11 @@ Attention::Attention(Parameters& parameters, const std::string& name, int64_t hi
     k_norm_ = Norm(parameters, name + ".k_norm", full ? kv_width : config.head_dim, config.norm);
   }
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(config.head_dim));
+}
+
+LayerCache Attention::make_cache(int64_t capacity, const at::TensorOptions& options) const {
+  const std::vector<int64_t> shape{capacity, config_.num_key_value_heads, config_.head_dim};
+  return {.rows = {at::zeros(shape, options), at::zeros(shape, options)}};
 }
 
 at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "models/layers/linear.h"
+#include "models/layers/mixer.h"
 #include "models/layers/norm.h"
 #include "models/layers/rope.h"
 
@@ -30,15 +31,16 @@ struct AttentionConfig {
   double out_init_std = 0.02;
 };
 
-class Attention {
+class Attention : public Mixer {
  public:
-  Attention() = default;
   // `name`: "model.layers.3.self_attn".
   Attention(Parameters& parameters, const std::string& name, int64_t hidden_size, const AttentionConfig& config,
             int64_t block, std::shared_ptr<RopeTable> rope);
 
   // x [N, C], already normalised -> [N, C].
-  at::Tensor forward(const at::Tensor& x, const Pass& pass) const;
+  at::Tensor forward(const at::Tensor& x, const Pass& pass) const override;
+  // Keys and values, [capacity, K, D] each.
+  LayerCache make_cache(int64_t capacity, const at::TensorOptions& options) const override;
   const AttentionConfig& config() const { return config_; }
 
  private:

@@ -15,13 +15,19 @@ struct FeedForwardConfig {
   double out_init_std = 0.02;
 };
 
-class FeedForward {
+// What stands after the mixer in a block.
+class FeedForwardLayer {
  public:
-  FeedForward() = default;
+  virtual ~FeedForwardLayer() = default;
+  // x [N, C], already normalised -> [N, C].
+  virtual at::Tensor forward(const at::Tensor& x, const Pass& pass) const = 0;
+};
+
+class FeedForward : public FeedForwardLayer {
+ public:
   // `name`: "model.layers.3.mlp".
   FeedForward(Parameters& parameters, const std::string& name, int64_t hidden_size, const FeedForwardConfig& config);
-  // x [N, C], already normalised -> [N, C].
-  at::Tensor forward(const at::Tensor& x, const Pass& pass) const;
+  at::Tensor forward(const at::Tensor& x, const Pass& pass) const override;
 
  private:
   FeedForwardConfig config_;

@@ -11,33 +11,57 @@
 
 namespace cairn::models {
 
-class Capture;  // layers/capture.h
+class Capture;   // layers/capture.h
+class Measured;  // layers/measured.h
 
-// Keys and values of one sequence, a pair of tensors [capacity, K, D] for each block; `length` rows of them are filled.
-struct KeyValueCache {
-  std::vector<at::Tensor> keys, values;
+// What a mixer remembers of one sequence.
+struct LayerCache {
+  std::vector<at::Tensor> rows;    // [capacity, ...] each, filled up to the sequence's length: keys and values, latents
+  std::vector<at::Tensor> states;  // what stands after the last row: recurrent states
+};
+
+// One for each block; `length` rows of the sequence are in them.
+struct SequenceCache {
+  std::vector<LayerCache> layers;
   int64_t length = 0;
   int64_t capacity = 0;
+};
+
+// What the stage of a run asks of layers that have an indexer.
+struct IndexerPass {
+  // dense: all keys are attended to; warmup: likewise, and the indexer learns from it; sparse: the chosen ones alone.
+  enum class Mode { dense, warmup, sparse };
+  Mode mode = Mode::sparse;
+  int64_t topk = 0;    // 0: the model's index_topk
+  int64_t sinks = 0;   // the first positions of a document: always chosen
+  int64_t window = 0;  // the last positions before a query, its own among them: always chosen
+  bool train = false;  // the indexer's loss is computed, and its gradient
+  double loss_coef = 1;
 };
 
 // Legend of the shape comments in layers/: B sequences, T tokens of each, N = B * T rows, C hidden width, H query
 // heads, K key/value heads, D head width, F feed-forward width, V vocabulary.
 struct Pass {
-  int64_t batch = 1;                     // B
-  int64_t length = 0;                    // T
-  at::Tensor positions;                  // int32 [N]
-  at::Tensor segments;                   // int32 [N], or undefined: one document a row
-  bool reference = false;                // plain ATen twins instead of kernels
-  bool aten = false;                     // no hand-written kernels: the way of a GPU, through LibTorch's operators alone
-  bool keep_sums = false;                // the loss's sums stay on the device (Loss::sums): nobody waits for it
+  int64_t batch = 1;       // B
+  int64_t length = 0;      // T
+  at::Tensor positions;    // int32 [N]
+  at::Tensor segments;     // int32 [N], or undefined: one document a row
+  bool reference = false;  // plain ATen twins instead of kernels
+  bool aten = false;       // no hand-written kernels: the way of a GPU, through LibTorch's operators alone
+  bool keep_sums = false;  // the loss's sums stay on the device (Loss::sums): nobody waits for it
   at::ScalarType products = at::kFloat;  // type of the operands of matrix products
   double dropout = 0;                    // 0 outside training
   uint64_t dropout_seed = 0;
   uint64_t step = 0;
   int64_t first_row = 0;           // of this micro-batch in the step's batch, rows of N: keys dropout
-  KeyValueCache* cache = nullptr;  // decoding
+  SequenceCache* cache = nullptr;  // decoding
   const Seams* seams = &Seams::none();
   Capture* capture = nullptr;  // who looks inside
+  // Auxiliary losses are means over the global batch: over its rows, and over those that see at least two candidates.
+  double row_scale = 0;    // 1 / rows
+  double query_scale = 0;  // 1 / such rows
+  IndexerPass indexer;
+  Measured* measured = nullptr;  // what layers report; null: nobody asks, or this run of a block will be run again
 
   int64_t rows() const { return batch * length; }
   // Which implementation takes x.

@@ -184,7 +184,7 @@ TEST(Decoder, SeamsSeeBlocksInOrderWithTheirGradientsComplete) {
 TEST(Decoder, TheCacheRefusesMoreThanItHolds) {
   Model model("llama");
   at::NoGradGuard no_grad;
-  KeyValueCache cache = model.decoder.make_cache(10);
+  SequenceCache cache = model.decoder.make_cache(10);
   Pass step;
   step.length = 8, step.positions = at::arange(8, at::kInt), step.cache = &cache;
   model.decoder.hidden(model.ids.narrow(0, 0, 8).contiguous(), step);

@@ -378,7 +378,7 @@ def test_memorised_text_is_what_the_steps_read():
         with open(os.path.join(run, "build.json")) as file:
             build = json.load(file)
         build["former_settings"] = [{"last_step": 20, "settings": json.loads(json.dumps(build["settings"]))}]
-        build["settings"]["seed"]["data"] = 99
+        build["settings"]["seed"] = {"init": 1234, "data": 99, "dropout": 1234, "sample": 1234}
         for name, content in (("build.json", build), ("run.yaml", build["settings"])):
             with open(os.path.join(run, name), "w") as file:
                 json.dump(content, file)

@@ -162,7 +162,10 @@ def test_a_changed_data_order_is_refused():
                                        ("data", "train", "[text]", settings["data"]["train"] + [{"text": more, "weight": 2.5}]),
                                        ("data", "validation_fraction", "0.1", 0.2), ("seed", "data", "7", 8)]:
             changed = json.loads(json.dumps(settings))
-            changed[section] = {**changed[section], key: now}
+            whole = changed[section]
+            if not isinstance(whole, dict):  # one seed for all
+                whole = dict.fromkeys(("init", "data", "dropout", "sample"), whole)
+            changed[section] = {**whole, key: now}
             changed["train"]["steps"] = 30
             with_settings(run, changed)
             before = {key: now}

@@ -103,7 +103,7 @@ void run_mode(const ordered_json& request, const ordered_json& mode) {
   }
   if (mode.value("decode", false)) {
     at::NoGradGuard no_grad;
-    models::KeyValueCache cache = decoder->make_cache(T);
+    models::SequenceCache cache = decoder->make_cache(T);
     std::vector<at::Tensor> pieces;
     // A prompt, single tokens, and a piece of three in between.
     for (int64_t at = 0; at < T;) {

@@ -157,6 +157,20 @@ void check_optim(const RunConfig& config, const std::string& prefix, const Stage
                             *schedule.decay, schedule.warmup, *total));
 }
 
+void check_indexer(const RunConfig& config, const std::string& prefix, const Stage& stage) {
+  const auto key = [&](const std::string& name) { return key_in_stage(config, prefix, "indexer." + name); };
+  const IndexerOptions& o = stage.indexer;
+  if (o.mode == "dense" && o.train == "indexer")
+    config.fail(key("train"),
+                fmt::format("found 'indexer' in {}, whose mode is dense: the indexer does not learn then, so nothing "
+                            "would; expected mode: warmup or sparse",
+                            config.staged ? "stage " + stage.name : "a run"));
+  if (o.mode == "warmup" && o.train == "model")
+    config.fail(key("train"),
+                "found 'model' while the mode is warmup, in which the indexer learns; expected auto or "
+                "all, or mode: dense");
+}
+
 void check_train(const RunConfig& config) {
   const auto& train = config.train;
   if (config.staged) {
@@ -216,6 +230,7 @@ void check_run(const RunConfig& config) {
     const std::string prefix = config.staged ? fmt::format("stages.{}.", i) : "";
     check_data(config, prefix, config.stages[i]);
     check_optim(config, prefix, config.stages[i]);
+    check_indexer(config, prefix, config.stages[i]);
   }
   check_tokenizer(config);
 }

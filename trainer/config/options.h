@@ -100,6 +100,18 @@ struct OptimOptions {
   bool operator==(const OptimOptions&) const = default;
 };
 
+// A model with a lightning indexer: what a stage asks of it.
+struct IndexerOptions {
+  std::string mode = "sparse";  // dense warmup sparse
+  std::string train = "auto";   // auto all model indexer; auto: by the mode (all for sparse)
+  std::optional<int64_t> topk;  // null: the model's index_topk
+  double loss_coef = 1.0;
+  std::optional<double> lr;  // null: optim.lr; its schedule is that of the stage
+  double clip = 1.0;         // largest norm of the indexer's gradient; 0: off
+  int64_t sinks = 0, window = 0;
+  bool operator==(const IndexerOptions&) const = default;
+};
+
 struct SpikeOptions {
   std::string action = "none";  // none skip stop
   double factor = 3.0;          // a spike: loss > factor * median of the last `window` losses
@@ -148,7 +160,7 @@ struct CheckpointOptions {
   bool log_spaced = false;  // also at steps 0, 1, 2, 4, 8, ...
   std::vector<int64_t> at;  // also at these steps
   bool at_end = true;
-  bool on_event = false;    // also at a step with an event: a spike, a skipped update
+  bool on_event = false;  // also at a step with an event: a spike, a skipped update
   KeepOptions keep;
   bool async = true;
   bool operator==(const CheckpointOptions&) const = default;

@@ -20,6 +20,7 @@ struct Stage {
   std::optional<int64_t> steps;  // null: not known before the data are (epochs) or the clock is (minutes)
   DataOptions data;              // every section complete: what the stage changes is laid over the run's own
   OptimOptions optim;
+  IndexerOptions indexer;
   TrainOptions train;
   // The schedule's clock: step n of the run is step n - schedule_first of the schedule, which lasts schedule_steps.
   // A stage that sets optim.schedule has a schedule of its own over its steps; all others share the run's.
@@ -35,6 +36,7 @@ struct RunConfig {
   ModelOptions model;
   DataOptions data;
   OptimOptions optim;
+  IndexerOptions indexer;
   TrainOptions train;
   CheckpointOptions checkpoints;
   TrajectoryOptions trajectory;

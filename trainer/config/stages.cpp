@@ -10,7 +10,8 @@
 namespace cairn::config {
 namespace {
 
-const std::vector<std::string> kStageKeys = {"name", "steps", "data", "optim", "train"};
+// `index_topk: K` and `train: indexer` are short for indexer.topk and indexer.train.
+const std::vector<std::string> kStageKeys = {"name", "steps", "data", "optim", "indexer", "index_topk", "train"};
 
 // Keys of data, optim and train that hold for the whole run, and why.
 const std::vector<std::pair<std::string, std::string>> kFixed = {
@@ -72,7 +73,7 @@ Stage read_stage(const Tree& tree, const std::string& prefix, const RunConfig& r
     fail(tree.where, prefix.substr(0, prefix.size() - 1),
          fmt::format("found {}, expected a section with `steps`", tree.found()));
   refuse_fixed(tree, prefix);
-  Stage stage{.data = run.data, .optim = run.optim, .train = unresolved};
+  Stage stage{.data = run.data, .optim = run.optim, .indexer = run.indexer, .train = unresolved};
   if (const auto* name = tree.find("name")) read_value(name->value, prefix + "name", any(), stage.name);
   const auto* steps = tree.find("steps");
   if (!steps) fail(tree.where, prefix + "steps", "found nothing, expected the number of steps of the stage");
@@ -80,7 +81,13 @@ Stage read_stage(const Tree& tree, const std::string& prefix, const RunConfig& r
   if (!stage.steps) fail(steps->where, prefix + "steps", "found nothing, expected an integer of at least 1");
   lay_over(tree, prefix, "data", stage.data);
   lay_over(tree, prefix, "optim", stage.optim);
-  lay_over(tree, prefix, "train", stage.train);
+  lay_over(tree, prefix, "indexer", stage.indexer);
+  if (const auto* topk = tree.find("index_topk"))
+    read_value(topk->value, prefix + "index_topk", at_least(1), stage.indexer.topk);
+  if (const auto* train = tree.find("train"); train && train->value.is_scalar())
+    read_value(train->value, prefix + "train", one_of({"auto", "all", "model", "indexer"}), stage.indexer.train);
+  else
+    lay_over(tree, prefix, "train", stage.train);
   if (const auto* data = tree.find("data"); data && data->value.find("train")) resolve_paths(run, prefix, stage.data);
   resolve_batch(run, prefix, stage.train);
   return stage;
@@ -89,13 +96,19 @@ Stage read_stage(const Tree& tree, const std::string& prefix, const RunConfig& r
 Json overrides_of(Stage& stage, const Tree& tree) {
   const Json full = {{"data", Writer::write(stage.data)},
                      {"optim", Writer::write(stage.optim)},
+                     {"indexer", Writer::write(stage.indexer)},
                      {"train", Writer::write(stage.train)}};
   Json part = prune(full, tree);
+  if (const auto* train = tree.find("train"); train && train->value.is_scalar()) {
+    part.erase("train");
+    part["indexer"]["train"] = full["indexer"]["train"];
+  }
+  if (tree.find("index_topk")) part["indexer"]["topk"] = full["indexer"]["topk"];
   // What `auto` came to depends on the batch, so the three are written together.
   if (part.contains("train") &&
       (part["train"].contains("batch") || part["train"].contains("lanes") || part["train"].contains("micro_batch")))
     for (const char* key : {"batch", "micro_batch", "lanes"}) part["train"][key] = full["train"][key];
-  for (const char* section : {"data", "optim", "train"})
+  for (const char* section : {"data", "optim", "indexer", "train"})
     if (part.contains(section) && part[section].empty()) part.erase(section);
   return part;
 }
@@ -108,7 +121,8 @@ void resolve_stages(const Tree& root, RunConfig& config) {
   const auto* list = root.find("stages");
   config.staged = list && !list->value.is_null();
   if (!config.staged) {
-    Stage whole{.name = "run", .data = config.data, .optim = config.optim, .train = config.train};
+    Stage whole{
+        .name = "run", .data = config.data, .optim = config.optim, .indexer = config.indexer, .train = config.train};
     config.stages = {std::move(whole)};
     config.stages[0].steps = config.stages[0].schedule_steps = config.total_steps();
     resolve_names(config);

@@ -100,6 +100,20 @@ void visit(V& v, OptimOptions& o) {
 }
 
 template <class V>
+void visit(V& v, IndexerOptions& o) {
+  v.key("mode", o.mode, one_of({"dense", "warmup", "sparse"}),
+        "dense: all keys are attended to; warmup: likewise, while the indexer learns from it; sparse: the chosen keys");
+  v.key("train", o.train, one_of({"auto", "all", "model", "indexer"}),
+        "what learns (auto: dense: model, warmup: indexer, sparse: all)");
+  v.key("topk", o.topk, at_least(1), "keys that a query attends to (null: the model's index_topk)");
+  v.key("loss_coef", o.loss_coef, above(0), "coefficient of the indexer's loss");
+  v.key("lr", o.lr, above(0), "peak learning rate of the indexer (null: optim.lr); the schedule is optim's");
+  v.key("clip", o.clip, at_least(0), "largest norm of the indexer's gradient (0: off)");
+  v.key("sinks", o.sinks, at_least(0), "the first positions of a document that are always chosen");
+  v.key("window", o.window, at_least(0), "the last positions that are always chosen");
+}
+
+template <class V>
 void visit(V& v, SpikeOptions& o) {
   v.key("action", o.action, one_of({"none", "skip", "stop"}), "what a loss spike does to the step");
   v.key("factor", o.factor, above(1), "a spike: loss above this times the median of the window");
@@ -191,6 +205,7 @@ void visit(V& v, RunConfig& o) {
   v.section("model", o.model, "base: FILE, or Hugging Face config.json keys, or from: ADDRESS");
   v.section("data", o.data, "what is read");
   v.section("optim", o.optim, "how weights move");
+  v.section("indexer", o.indexer, "sparse attention: what the indexer does and learns");
   v.section("train", o.train, "the loop");
   v.section("checkpoints", o.checkpoints, "what is kept");
   v.section("trajectory", o.trajectory, "weights of many steps in one file");

@@ -339,9 +339,15 @@ std::vector<std::pair<int64_t, int64_t>> Reducer::owned() const {
   return parts;
 }
 
-double Reducer::norm() {
+std::vector<double> Reducer::norms(const std::vector<std::pair<int64_t, int64_t>>& parts) {
   Impl& impl = *impl_;
-  if (impl.world.size == 1) return optim::gradient_norm(impl.gradient);
+  const int64_t total = impl.gradient.numel();
+  std::vector<double> norms;
+  if (impl.world.size == 1) {
+    for (const auto& [begin, end] : parts)
+      norms.push_back(optim::gradient_norm(impl.gradient.narrow(0, begin, std::min(end, total) - begin)));
+    return norms;
+  }
   const int ranks = impl.world.size;
   if (!impl.options.gather) impl.complete_pieces();
   // Every rank sums the pieces that begin in its own chunks; all know whose is where.
@@ -368,7 +374,11 @@ double Reducer::norm() {
   for (const auto& segment : impl.segments)
     for (int64_t piece = segment.first_piece(); piece < segment.last_piece(); ++piece)
       pieces[piece] = *from[segment.rank]++;
-  return std::sqrt(optim::tree_sum(pieces.data(), static_cast<int64_t>(pieces.size())));
+  for (const auto& [begin, end] : parts) {
+    const int64_t first = begin / optim::kPiece, last = optim::piece_count(std::min(end, total));
+    norms.push_back(std::sqrt(optim::tree_sum(pieces.data() + first, last - first)));
+  }
+  return norms;
 }
 
 void Reducer::gather_owned(const at::Tensor& flat) {

@@ -33,7 +33,9 @@ class Reducer {
   std::vector<std::pair<int64_t, int64_t>> owned() const;
   // After finish(), collective: the norm of the whole gradient, the same bits on every rank, for any number of ranks,
   // any cuts and with or without ZeRO-1. (With ZeRO-1 it may fill up to a piece of the gradient after an own chunk.)
-  double norm();
+  double norm() { return norms({{0, INT64_MAX}}).front(); }
+  // Likewise of parts of it, (begin, end) with begin on a multiple of optim::kPiece and zeros from end to the next one.
+  std::vector<double> norms(const std::vector<std::pair<int64_t, int64_t>>& parts);
   // ZeRO-1, after the update: every rank's own parts of `flat` (same flat index, any type) to all ranks. Nothing where
   // every rank owns everything.
   void gather_owned(const at::Tensor& flat);

@@ -23,6 +23,7 @@ std::vector<NamedWeights> named_weights(const models::Decoder& model) {
       all.at(1 + block).stretches.emplace_back(parameter.offset, parameter.numel());
   }
   for (const auto& tensor : models::disk_tensors(model.config(), parameters)) {
+    if (tensor.buffer) continue;
     NamedWeights named{tensor.name, {}};
     for (const std::string& name : tensor.parameters) {
       const auto& parameter = parameters.at(name);
@@ -58,6 +59,8 @@ models::Decoder& refresh(std::unique_ptr<models::Decoder>& copy, const models::D
   const at::NoGradGuard no_grad;
   if (!copy) copy = std::make_unique<models::Decoder>(model.config(), dtype, model.parameters().flat().device());
   copy->parameters().flat().copy_(model.parameters().flat());
+  for (size_t i = 0; i < model.parameters().buffers().size(); ++i)
+    copy->parameters().buffers()[i].tensor.copy_(model.parameters().buffers()[i].tensor);
   return *copy;
 }
 
