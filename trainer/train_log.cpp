@@ -32,7 +32,8 @@ void TrainLog::curves(const Json& line) {
     if (line.contains(key) && line.at(key).is_number())
       board_->scalar(fmt::format("train/{}", key), line.at(key).get<double>(), step);
   }
-  for (const auto& [name, blocks] : line.value("layers", Json::object()).items())
+  const Json layers = line.value("layers", Json::object());
+  for (const auto& [name, blocks] : layers.items())
     for (const auto& [block, value] : blocks.items())
       board_->scalar(fmt::format("layers/{}/{}", name, block), value.get<double>(), step);
   if (!line.contains("eval")) return;
