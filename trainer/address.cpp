@@ -140,21 +140,7 @@ fs::path state_folder(const RunRecord& record, Replayer& replayer, int64_t step,
   }
   return cached(record.run(), entry_name(step, part), wanted_of(record, step, part), [&](const fs::path& target) {
     const double elapsed = rebuild(replayer, step, talk);
-    // Nothing in the journal speaks of the initialisation but the step that it led to.
-    const auto check = [&] {
-      const auto lines = record.lines(1, 1);
-      if (step > 0 || lines.empty()) return;
-      replayer.next();
-      const std::string found = replayer.stepper().state().digest().hex(),
-                        recorded = lines.begin()->second.value("digest", found);
-      if (found != recorded) {
-        throw std::runtime_error(
-            fmt::format("{}@0 is not verified: the step that it leads to has digest {}, the "
-                        "journal says {}",
-                        record.run().string(), found, recorded));
-      }
-    };
-    write_state(target, replayer.stepper(), part, elapsed, check);
+    write_state(target, replayer.stepper(), part, elapsed, [&] { confirm(replayer, step); });
   });
 }
 

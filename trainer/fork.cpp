@@ -200,7 +200,7 @@ ForkReport fork_run(const ForkOptions& options) {
   stepper.take(from);
   stepper.enter_stage(step + 1);
   report.digest = stepper.state().digest().hex();
-  write_state(folder.store().path_of(step), stepper, Part::full, elapsed);
+  write_state(folder.store().path_of(step), stepper, Part::full, elapsed, [&] { confirm(replayer, step); });
   checkpoints::replace_file(options.child / "journal.jsonl", journal_until(options.run / "journal.jsonl", step));
   write_build(options.child, child_build(record, step, report.parent_digest, config));
   checkpoints::replace_file(options.child / "run.yaml", config::to_yaml(config));  // this makes it a run

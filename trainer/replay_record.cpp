@@ -77,6 +77,12 @@ std::string RunRecord::digest_of(int64_t step) const {
   return digest.is_string() ? digest.get<std::string>() : "";
 }
 
+int64_t RunRecord::witness(int64_t step) const {
+  for (int64_t n = std::max<int64_t>(step, 1); n <= last_step_; ++n)
+    if (!digest_of(n).empty()) return n;
+  return 0;
+}
+
 Json RunRecord::settings_json(int64_t step) const {
   for (const Json& former : build_.value(kFormer, Json::array())) {
     if (step <= former.at("last_step").get<int64_t>()) return former.at("settings");

@@ -40,6 +40,8 @@ class RunRecord {
   std::map<int64_t, nlohmann::ordered_json> lines(int64_t from, int64_t to) const;
   // The digest that the journal has of the state of step n; "" where it has none.
   std::string digest_of(int64_t step) const;
+  // The first step from `step` on (and from 1) whose digest the journal has; none: 0.
+  int64_t witness(int64_t step) const;
 
   // The settings that made step n, for one rank: what was changed later does not count. Throws config::ConfigError.
   config::RunConfig settings_at(int64_t step) const;

@@ -113,11 +113,17 @@ double rebuild(Replayer& replayer, int64_t step, const RebuildTalk& talk) {
   }
   const auto lines = record.lines(start + 1, step);
   if (start < step) {
-    if (!talk.cost_told)
-      say(fmt::format("{}@{} is not stored: {} from step {}", run, step, cost(step - start, seconds_of(lines)), start));
-    if (const auto at = lines.find(step); at == lines.end() || digest_of(at->second).empty()) {
+    const int64_t witness = record.witness(step);
+    if (!talk.cost_told) {
+      const int64_t end = std::max(witness, step);
+      say(fmt::format("{}@{} is not stored: {} from step {}{}", run, step,
+                      cost(end - start, seconds_of(record.lines(start + 1, end))), start,
+                      end > step ? fmt::format(", up to step {}, whose digest is the next that the journal has", end)
+                                 : ""));
+    }
+    if (witness == 0) {
       throw std::runtime_error(
-          fmt::format("{}@{} cannot be verified: the journal has no digest of step {}; stored "
+          fmt::format("{}@{} cannot be verified: the journal has no digest of step {} or a later one; stored "
                       "steps can be used",
                       run, step, step));
     }
@@ -138,6 +144,22 @@ double rebuild(Replayer& replayer, int64_t step, const RebuildTalk& talk) {
     if (talk.progress) talk.progress(made.step, made.step - start, step - start);
   }
   return replayer.elapsed() + (replayer.base() < step ? seconds_of(record.lines(replayer.base() + 1, step)) : 0);
+}
+
+void confirm(Replayer& replayer, int64_t step) {
+  const RunRecord& record = replayer.record();
+  const int64_t witness = record.witness(step);
+  if (witness <= step) return;
+  while (replayer.step() < witness) {
+    const Advance made = replayer.next();
+    if (!made.stop.empty()) return;  // the run ended here, and so does what is known
+  }
+  const std::string found = replayer.stepper().state().digest().hex(), recorded = record.digest_of(witness);
+  if (found != recorded) {
+    throw std::runtime_error(
+        fmt::format("{}@{} is not verified: step {}, to which it leads, has digest {}, the journal says {}",
+                    record.run().string(), step, witness, found, recorded));
+  }
 }
 
 std::string cost(int64_t steps, double seconds) {

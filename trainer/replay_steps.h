@@ -62,8 +62,13 @@ void check_reach(const RunRecord& record, int64_t step);
 
 // Brings the replayer to the state of step n, from where it stands or a nearer state, and checks its digest and those
 // of all steps on the way against the journal. Returns the seconds that the run had taken there. Throws
-// std::runtime_error where a digest differs, the journal has none of step n, or n is beyond the run.
+// std::runtime_error where a digest differs, the journal has none of step n or a later one, or n is beyond the run.
 double rebuild(Replayer& replayer, int64_t step, const RebuildTalk& talk);
+
+// After rebuild(): where the journal has no digest of step n, makes the steps up to the next one that it has and checks
+// that, so the replayer may stand behind n. Nothing in the journal speaks of the initialisation but the steps that it
+// led to. Throws std::runtime_error where the digest differs.
+void confirm(Replayer& replayer, int64_t step);
 
 // "217 steps, about 40 s"
 std::string cost(int64_t steps, double seconds);

@@ -49,7 +49,8 @@ Restored restore(Stepper& stepper, const checkpoints::Store& store, parallel::Wo
   for (const Json& line : checkpoints::read_journal(store.run() / "journal.jsonl")) {
     const auto n = line.at("step").get<int64_t>();
     if (n > stepper.step()) {
-      if (!ended(line)) restored.digests[n] = line.value("digest", "");
+      const Json digest = line.value("digest", Json());
+      if (!ended(line) && digest.is_string()) restored.digests[n] = digest.get<std::string>();
       continue;
     }
     if (line.at("loss").is_number()) restored.last_loss = line.at("loss").get<double>();

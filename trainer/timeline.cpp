@@ -74,10 +74,10 @@ void read_lines(Timeline& t) {
         t.validation[set].push_back({place.step, nll.get<double>(), bits.is_number() ? bits.get<double>() : 0});
     }
     if (line.find("\"digest\":\"") == std::string_view::npos) {
-      if (bare.from == 0) bare = {place.step, place.step, "the journal has no digest of them"};
+      if (bare.from == 0) bare = {place.step, place.step, "the journal has no digest of them, nor of a later step"};
       bare.to = place.step;
     } else {
-      end_bare();
+      bare = {};  // a digest speaks of the steps that led to it, too
     }
     if (i + 20 >= index.lines.size()) {  // how long a step takes, by the last ones
       t.last = Json::parse(line);

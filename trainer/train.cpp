@@ -59,15 +59,17 @@ class Loop {
       elapsed_ = elapsed_before + seconds_since(start);
       if (!made.stop.empty()) return stop_before(made);
 
-      Json line = journal_line(made);
       const bool stopped = world_.any(Signals::stop()), wanted = world_.any(Signals::take_save());
       const bool late = config_.train.minutes && world_.any(elapsed_ >= 60 * *config_.train.minutes);
       const bool at_end = stopped || late || (last && made.step == *last);
-      check_against_past(made.step, line.at("digest"));
+      const bool scheduled = schedule_.due(made.step, last.value_or(-1));
+      const bool due = scheduled || wanted || stopped || (late && config_.checkpoints.at_end) ||
+                       (config_.checkpoints.on_event && !made.events.empty());
+      Json line = journal_line(made, due || at_end || made.step % config_.checkpoints.digest_every == 0);
+      if (line.at("digest").is_string()) check_against_past(made.step, line.at("digest"));
       const double step_seconds = seconds_since(step_start);
       line["seconds"] = step_seconds;
       // Where the best checkpoint is kept, each has to be measured.
-      const bool scheduled = schedule_.due(made.step, last.value_or(-1));
       const bool rated = scheduled && config_.checkpoints.keep.best && !config_.checkpoints.keep.all;
       const config::Stage& stage = config_.stage_of(made.step);
       if (at_end || rated || (config_.eval.every > 0 && made.step % config_.eval.every == 0)) evaluate(stage, line);
@@ -75,8 +77,6 @@ class Loop {
       if (stopped) made.events.push_back({{"event", "signal"}, {"signal", "stop"}});
       if (!made.events.empty()) line["events"] = made.events;
       write_line(line, stage);
-      const bool due = scheduled || wanted || stopped || (late && config_.checkpoints.at_end) ||
-                       (config_.checkpoints.on_event && !made.events.empty());
       trajectory_->step(stepper_.state(), due);
       if (due) save(line);
       saver_->check();
@@ -96,7 +96,7 @@ class Loop {
  private:
   // Ends the run at a step whose update was not made: the state is still that of the step before, and is stored.
   TrainReport stop_before(const Advance& made) {
-    Json line = journal_line(made);
+    Json line = journal_line(made, true);
     line["seconds"] = 0.0;
     line["events"] = made.events;
     if (journal_) journal_->append(line);
@@ -124,7 +124,7 @@ class Loop {
   }
 
   // What the journal says of the step that was just made.
-  Json journal_line(const Advance& made) {
+  Json journal_line(const Advance& made, bool digest) {
     Json line{{"step", made.step},
               {"tokens", stepper_.tokens + (made.stop.empty() ? 0 : made.result.tokens)},
               {"loss", made.result.loss},
@@ -144,7 +144,7 @@ class Loop {
     if (world_.size > 1) line["ranks"] = world_.size;
     if (parent_.is_object() && parent_.at("step") == made.step - 1)  // the first step of a fork
       line["parent"] = {{"run", parent_.at("run")}, {"step", parent_.at("step")}};
-    line["digest"] = stepper_.state().digest().hex();
+    line["digest"] = digest ? Json(stepper_.state().digest().hex()) : Json();
     return line;
   }
 

@@ -134,6 +134,29 @@ def test_probes_change_no_bit():
         assert any(name.endswith(".h5") for name in names) and any(name.endswith(".jsonl") for name in names), names
 
 
+def test_digests_every_so_many_steps():
+    with workspace() as folder:
+        often = train(folder, "often", **{"train.steps": 23, "checkpoints.every": 10, **CONSTANT})
+        run = train(folder, **{"train.steps": 23, "checkpoints.every": 10, "checkpoints.digest_every": 4, **CONSTANT})
+        known = digests(often)
+        found = [line["digest"] for line in journal(run)]
+        assert [n for n, digest in enumerate(found, 1) if digest] == [4, 8, 10, 12, 16, 20, 23]
+        assert all(digest in (None, known[n]) for n, digest in enumerate(found, 1) if digest), found
+        assert json.loads(cairn("log", run, "--json").stdout)["unverified"] == []
+        out = replay(run, "--from", 2, "--to", 23)
+        assert out["verified"] and out["replayed"] == 21, out
+        # A step without a digest: the next one speaks for it.
+        (value, said), (expected, _) = (nll(f"{r}@5", "--text", write_text(folder)) for r in (run, often))
+        assert "8 steps" in said and "up to step 8" in said, said
+        assert value["nll"] == expected["nll"], (value, expected)
+        cairn("fork", f"{run}@6", "--run", os.path.join(folder, "child"), "train.steps=9")
+        assert digests(os.path.join(folder, "child"))[6] is None and stored(os.path.join(folder, "child")) == [6]
+        rewrite_journal(run, lambda line: line.update(digest="0" * 32) if line["step"] == 16 else None)
+        refused("eval", f"{run}@15", "--text", write_text(folder), says=("run@15 is not verified", "step 16"))
+        [fault] = replay(run, "--from", 12, "--to", 20, status=1)["faults"]
+        assert fault["step"] == 16 and fault["kind"] == "journal", fault
+
+
 def test_flipped_bits_are_found_and_located():
     with workspace() as folder:
         run = train(folder, **{"train.steps": 60, "checkpoints.every": 20, "optim.ema": 0.9})
@@ -251,11 +274,9 @@ def test_changed_settings_stages_and_skipped_steps():
     """A step is replayed under the settings that made it, whatever came later."""
     with workspace() as folder:
         run = train(folder, **{"train.steps": 20, "checkpoints.every": 8, **CONSTANT})
-        path = os.path.join(run, "run.yaml")
         for steps, lr in ((30, 0.001), (40, 0.002)):
-            content = open(path).read()
-            lines = [f"  lr: {lr}" if line.startswith("  lr:") else f"  steps: {steps}" if line.startswith("  steps:") else line for line in content.split("\n")]
-            open(path, "w").write("\n".join(lines))
+            set_keys(run, "optim", lr=lr)
+            set_keys(run, "train", steps=steps)
             cairn("resume", run, "--json")
         assert [line["lr"] for line in journal(run)][9::10] == [0.003, 0.003, 0.001, 0.002]
         assert replay(run)["verified"] and replay(run, "--from", 18, "--to", 33)["verified"]
@@ -372,12 +393,14 @@ def test_addresses():
         assert done.returncode == 1 and "CAIRN_CACHE_GIB" in done.stderr, done.stderr
 
 
-def set_keys(run, **values):
+def set_keys(run, section, **values):
     """Settings of run.yaml that stand alone on their lines."""
     path = os.path.join(run, "run.yaml")
     lines = open(path).read().split("\n")
+    first = lines.index(section + ":") + 1
+    last = next(i for i in range(first, len(lines)) if not lines[i].startswith(" "))
     for key, value in values.items():
-        places = [i for i, line in enumerate(lines) if line.startswith(f"  {key}:")]
+        places = [i for i in range(first, last) if lines[i].startswith(f"  {key}:")]
         assert len(places) == 1, (key, places)
         lines[places[0]] = f"  {key}: {value}"
     open(path, "w").write("\n".join(lines))
@@ -400,7 +423,7 @@ def test_a_run_that_goes_back():
         shutil.copytree(step_folder(run, 7, "cache"), held)
         for step in (10, 12):
             shutil.rmtree(step_folder(run, step))
-        set_keys(run, lr=0.0001)
+        set_keys(run, "optim", lr=0.0001)
         cairn("resume", run, "--json")
         new = digests(run)
         assert new[5] == old[5] and new[7] != old[7]
@@ -655,7 +678,7 @@ def test_two_writers_and_a_run_that_is_training():
 
 
 if __name__ == "__main__":
-    main([test_replay_from_every_checkpoint, test_part_of_a_run_and_several_processes, test_probes_change_no_bit, test_flipped_bits_are_found_and_located,
+    main([test_replay_from_every_checkpoint, test_digests_every_so_many_steps, test_part_of_a_run_and_several_processes, test_probes_change_no_bit, test_flipped_bits_are_found_and_located,
           test_a_flipped_bit_of_a_batch_is_found_and_located, test_changed_settings_stages_and_skipped_steps, test_ranks_replay_on_one, test_addresses,
           test_a_run_that_goes_back, test_sets_are_said_and_checked_once, test_a_run_without_journal, test_forks_into_one_folder,
           test_addresses_that_are_refused, test_forks, test_forks_with_other_data_go_on_where_the_sources_stood, test_two_writers_and_a_run_that_is_training])

@@ -163,6 +163,7 @@ struct CheckpointOptions {
   bool on_event = false;  // also at a step with an event: a spike, a skipped update
   KeepOptions keep;
   bool async = true;
+  int64_t digest_every = 1;  // steps between digests in the journal; stored steps have theirs
   bool operator==(const CheckpointOptions&) const = default;
 };
 

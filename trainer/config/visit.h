@@ -167,6 +167,8 @@ void visit(V& v, CheckpointOptions& o) {
   v.key("on_event", o.on_event, any(), "also at a step with an event: a loss spike, a skipped update");
   v.section("keep", o.keep, "all, or a rule {last, every, best}");
   v.key("async", o.async, any(), "write while training goes on");
+  v.key("digest_every", o.digest_every, at_least(1),
+        "steps between digests of the state in the journal; a step that is stored, and the last one, always has one");
 }
 
 template <class V>
