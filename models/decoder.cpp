@@ -106,7 +106,10 @@ Block::Block(Parameters& parameters, const std::string& name, const DecoderConfi
   mixer_ = std::make_unique<Attention>(parameters, name + ".self_attn", C, block.attention, index, std::move(rope));
   post_mixer_ = norm(block.norms.post_mixer);
   pre_feed_forward_ = norm(block.norms.pre_feed_forward);
-  feed_forward_ = std::make_unique<FeedForward>(parameters, name + ".mlp", C, block.feed_forward);
+  if (block.experts)
+    feed_forward_ = std::make_unique<Experts>(parameters, name + ".mlp", C, *block.experts, index);
+  else
+    feed_forward_ = std::make_unique<FeedForward>(parameters, name + ".mlp", C, block.feed_forward);
   post_feed_forward_ = norm(block.norms.post_feed_forward);
 }
 

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "models/layers/attention.h"
+#include "models/layers/experts.h"
 #include "models/layers/feed_forward.h"
 
 namespace cairn::models {
@@ -19,6 +20,7 @@ struct BlockNorms {
 struct BlockConfig {
   AttentionConfig attention;
   FeedForwardConfig feed_forward;
+  std::optional<ExpertsConfig> experts;  // in place of feed_forward
   BlockNorms norms;
   bool parallel = false;  // x + mixer(norm1(x)) + feed_forward(norm2(x)) (GPT-NeoX)
 };

@@ -22,6 +22,7 @@ at::Tensor Parameters::add_buffer(const std::string& name, std::vector<int64_t> 
 
 at::Tensor Parameters::add(const std::string& name, std::vector<int64_t> shape, Role role, Init init) {
   at::Tensor leaf = at::empty(shape, at::kFloat).requires_grad_(true);
+  by_name_[name] = parameters_.size();
   parameters_.push_back({name, role, init, leaf, 0, shape.at(0), 0, group_});
   leaves_.push_back(leaf);
   leaf_roles_.push_back(role);
@@ -37,6 +38,7 @@ at::Tensor Parameters::stack(const std::vector<Part>& parts, int64_t columns, Ro
   at::Tensor leaf = at::empty(shape, at::kFloat).requires_grad_(true);
   int64_t first = 0;
   for (const Part& part : parts) {
+    by_name_[part.name] = parameters_.size();
     parameters_.push_back({part.name, role, init, leaf, first, part.rows, 0, group_});
     first += part.rows;
   }
@@ -125,9 +127,7 @@ const Buffer& Parameters::buffer(const std::string& name) const {
 }
 
 const Parameter& Parameters::at(const std::string& name) const {
-  for (const Parameter& parameter : parameters_) {
-    if (parameter.name == name) return parameter;
-  }
+  if (const auto found = by_name_.find(name); found != by_name_.end()) return parameters_[found->second];
   throw std::out_of_range(fmt::format("no parameter '{}' in this model", name));
 }
 

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace cairn::models {
@@ -108,6 +109,7 @@ class Parameters {
 
  private:
   std::vector<Parameter> parameters_;
+  std::unordered_map<std::string, size_t> by_name_;  // models with experts have thousands
   std::vector<at::Tensor> leaves_;
   std::vector<Role> leaf_roles_;
   std::vector<Group> leaf_groups_;

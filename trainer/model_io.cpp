@@ -42,6 +42,27 @@ const TypePair& type_of(at::ScalarType type) {
 constexpr const char* kIgnoredEndings[] = {".attn.bias", ".attn.masked_bias", ".attention.bias",
                                            ".attention.masked_bias", ".rotary_emb.inv_freq"};
 
+// MXFP4 (OCP microscaling formats): blocks [..., rows, G, 16] of two 4-bit numbers a byte, the low half first, and
+// scales [..., rows, G], powers of two biased by 127 -> float32 [..., G * 32, rows], as the tensor lies unquantised.
+at::Tensor from_mxfp4(const at::Tensor& blocks, const at::Tensor& scales) {
+  const at::Tensor table = at::tensor(
+      {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f});
+  const at::Tensor low = blocks.bitwise_and(15).to(at::kLong), high = blocks.bitwise_right_shift(4).to(at::kLong);
+  const at::Tensor nibbles = at::stack({low, high}, -1).flatten(-2);  // [..., rows, G, 32]
+  const at::Tensor values = table.index_select(0, nibbles.flatten()).view(nibbles.sizes());
+  const at::Tensor exponents = scales.to(at::kInt) - 127;
+  return at::ldexp(values, exponents.unsqueeze(-1)).flatten(-2).transpose(-1, -2).contiguous();
+}
+
+// Blocks beyond the model's own: the heads that predict further tokens (DeepSeek-V3, GLM-4.5), which are not built.
+bool predicts_further(const std::string& name, const models::DecoderConfig& config) {
+  const std::string prefix = "model.layers.";
+  if (!name.starts_with(prefix)) return false;
+  const auto& source = config.source;
+  if (!source.contains("num_nextn_predict_layers") && !source.contains("num_mtp_layers")) return false;
+  return std::stoll(name.substr(prefix.size())) >= static_cast<int64_t>(config.blocks.size());
+}
+
 bool ignored(const std::string& name) {
   return std::any_of(std::begin(kIgnoredEndings), std::end(kIgnoredEndings),
                      [&](const char* ending) { return ("." + name).ends_with(ending); });
@@ -104,7 +125,14 @@ void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& wei
     const auto name =
         std::find_if(names.begin(), names.end(), [&](const std::string& n) { return weights.contains(n); });
     if (name == names.end()) {
-      missing.push_back(tensor.name);
+      const std::string blocks = tensor.name + "_blocks", scales = tensor.name + "_scales";
+      if (!weights.contains(blocks) || !weights.contains(scales)) {
+        missing.push_back(tensor.name);
+        continue;
+      }
+      used.insert(blocks), used.insert(scales);
+      models::from_disk(tensor, from_mxfp4(tensor_of(weights.get(blocks)), tensor_of(weights.get(scales))), config,
+                        decoder.parameters());
       continue;
     }
     used.insert(*name);
@@ -120,7 +148,7 @@ void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& wei
     }
   }
   for (const std::string& name : weights.names()) {
-    if (used.contains(name) || ignored(name)) continue;
+    if (used.contains(name) || ignored(name) || predicts_further(name, config)) continue;
     const bool head = name == "lm_head.weight" || name == "embed_out.weight";
     if (!head || !config.tie_word_embeddings) {
       unexpected.push_back(name);

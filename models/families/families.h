@@ -5,7 +5,8 @@
 
 namespace cairn::models {
 
-extern const Family gemma3_text_family, gpt2_family, gpt_neox_family, llama_family, mistral_family, olmo2_family,
+extern const Family gemma3_text_family, glm4_moe_family, gpt2_family, gpt_neox_family, gpt_oss_family, mixtral_family,
+    qwen3_moe_family, llama_family, mistral_family, olmo2_family,
     olmo3_family, qwen2_family, qwen3_family, smollm3_family;
 
 // Hugging Face's defaults of a family whose keys are Llama's.
@@ -58,5 +59,29 @@ std::string replaced(std::string name, std::initializer_list<std::pair<const cha
 // its name on disk.
 std::vector<DiskTensor> fused_qkv(const Parameters& parameters, std::string (*rename)(const std::string&),
                                   DiskLayout (*layout)(const std::string& disk_name));
+
+// ---- mixtures of experts
+
+// The key under which a config holds the number of experts: the family's `own`, or transformers 5's num_local_experts.
+const char* experts_key(const ConfigReader& reader, const char* own);
+
+// Activation and initialisation of the decoder's feed-forward.
+ExpertsConfig experts_like(const DecoderConfig& config);
+
+// router_aux_loss_coef, which counts where output_router_logits is true, as in transformers; or where a user typed it.
+void router_aux_loss(ConfigReader& reader, ExpertsConfig& experts);
+
+// Throws ConfigError where more experts are to be chosen than there are, or groups do not come out even.
+// `experts_name`: the key of their number.
+void check_experts(const ExpertsConfig& experts, const char* experts_name);
+
+// DeepSeek-V3's keys: sigmoid scores with a correction bias, groups, shared experts. Checked.
+struct DeepseekExperts {
+  int64_t num_experts, num_experts_per_tok, moe_intermediate_size;
+  int64_t n_shared_experts = 1;
+  double routed_scaling_factor = 1;
+  int64_t n_group = 1, topk_group = 1;
+};
+ExpertsConfig deepseek_experts(ConfigReader& reader, const DecoderConfig& config, const DeepseekExperts& defaults);
 
 }  // namespace cairn::models

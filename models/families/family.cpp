@@ -5,8 +5,9 @@ namespace {
 
 // ---- the table: one line a family ----
 const Family* const kFamilies[] = {
-    &gemma3_text_family, &gpt2_family,  &gpt_neox_family, &llama_family, &mistral_family,
-    &olmo2_family,       &olmo3_family, &qwen2_family,    &qwen3_family, &smollm3_family,
+    &gemma3_text_family, &glm4_moe_family, &gpt2_family,      &gpt_neox_family, &gpt_oss_family,
+    &llama_family,       &mistral_family,  &mixtral_family,   &olmo2_family,    &olmo3_family,
+    &qwen2_family,       &qwen3_family,    &qwen3_moe_family, &smollm3_family,
 };
 
 // ---- initialisations ----
@@ -16,6 +17,7 @@ void scale_residual(DecoderConfig& config) {
   for (BlockConfig& block : config.blocks) {
     block.attention.out_init_std = block.attention.init_std / std::sqrt(2 * layers);
     block.feed_forward.out_init_std = block.feed_forward.init_std / std::sqrt(2 * layers);
+    if (block.experts) block.experts->out_init_std = block.experts->init_std / std::sqrt(2 * layers);
   }
 }
 struct Scheme {
@@ -42,6 +44,7 @@ void initialisation(DecoderConfig& config, const nlohmann::ordered_json& json) {
                               &block.feed_forward.out_init_std}) {
             *std *= factor;
           }
+          if (block.experts) block.experts->init_std *= factor, block.experts->out_init_std *= factor;
         }
       } else if (key != "std" || !value.is_null()) {
         throw ConfigError("init", fmt::format("found {}: {}, expected name (a text) and std (a number above zero)", key,
@@ -65,6 +68,44 @@ at::Tensor interleave(const at::Tensor& stacked, int64_t heads, bool back) {
   std::vector<int64_t> split = back ? std::vector<int64_t>{heads, 3, width} : std::vector<int64_t>{3, heads, width};
   for (size_t i = 1; i < sizes.size(); ++i) split.push_back(sizes[i]);
   return stacked.reshape(split).transpose(0, 1).reshape(sizes);
+}
+
+bool of_experts(DiskLayout layout) {
+  return layout == DiskLayout::experts_gate_up || layout == DiskLayout::experts_gate_up_bias ||
+         layout == DiskLayout::experts_down || layout == DiskLayout::experts_down_bias;
+}
+
+// The stacked parameters of all experts <-> as gpt-oss has them on disk. E: experts.
+at::Tensor experts_to_disk(const at::Tensor& stacked, DiskLayout layout, int64_t E) {
+  const int64_t rows = stacked.size(0) / E;
+  switch (layout) {
+    case DiskLayout::experts_gate_up:  // [E, 2, F, C] -> [E, C, F, 2]
+      return stacked.view({E, 2, rows / 2, -1}).permute({0, 3, 2, 1}).reshape({E, stacked.size(1), rows});
+    case DiskLayout::experts_gate_up_bias:
+      return stacked.view({E, 2, rows / 2}).transpose(1, 2).reshape({E, rows});
+    case DiskLayout::experts_down:
+      return stacked.view({E, rows, -1}).transpose(1, 2).contiguous();
+    default:
+      return stacked.view({E, rows});
+  }
+}
+at::Tensor experts_from_disk(const at::Tensor& found, DiskLayout layout) {
+  const int64_t E = found.size(0);
+  switch (layout) {
+    case DiskLayout::experts_gate_up:
+      return found.reshape({E, found.size(1), found.size(2) / 2, 2}).permute({0, 3, 2, 1}).reshape({-1, found.size(1)});
+    case DiskLayout::experts_gate_up_bias:
+      return found.reshape({E, found.size(1) / 2, 2}).transpose(1, 2).reshape({-1});
+    case DiskLayout::experts_down:
+      return found.transpose(1, 2).reshape({-1, found.size(1)});
+    default:
+      return found.reshape({-1});
+  }
+}
+// A parameter of gate and one of up for each expert, or one of down.
+int64_t expert_count(const DiskTensor& tensor) {
+  const bool both = tensor.layout == DiskLayout::experts_gate_up || tensor.layout == DiskLayout::experts_gate_up_bias;
+  return static_cast<int64_t>(tensor.parameters.size()) / (both ? 2 : 1);
 }
 
 std::string shape_text(at::IntArrayRef sizes) { return fmt::format("[{}]", fmt::join(sizes, ", ")); }
@@ -126,7 +167,15 @@ DecoderConfig decoder_config(const nlohmann::ordered_json& json, bool strict) {
     throw ConfigError("model_type", fmt::format("found {}, expected a mapping that has it", json.dump()));
   ConfigReader reader(json, strict);
   const Family& f = family(reader.text("model_type", std::nullopt));
-  reader.require("quantization_config", nullptr, "quantized weights are not supported");
+  const nlohmann::ordered_json& raw = reader.raw();
+  if (raw.contains("quantization_config") && raw.at("quantization_config").is_object() &&
+      raw.at("quantization_config").value("quant_method", "") == "mxfp4") {
+    // The weights are dequantised when they are read, and written as they are then.
+    reader.ignore({"quantization_config"});
+    reader.drop("quantization_config");
+  } else {
+    reader.require("quantization_config", nullptr, "quantized weights are not supported");
+  }
   reader.require("add_cross_attention", false, "the decoder has no encoder beside it");
   reader.require("is_encoder_decoder", false, "the decoder has no encoder beside it");
   reader.ignore({"init", "architectures", "auto_map", "_name_or_path"});
@@ -186,6 +235,11 @@ std::vector<int64_t> disk_shape(const DiskTensor& tensor, const Parameters& para
   shape[0] = 0;
   for (const Parameter* part : parts) shape[0] += part->rows;
   if (tensor.layout == DiskLayout::transposed) std::swap(shape[0], shape[1]);
+  if (of_experts(tensor.layout)) {
+    const int64_t E = expert_count(tensor);
+    const int64_t rows = shape[0] / E;
+    shape = shape.size() == 2 ? std::vector<int64_t>{E, shape[1], rows} : std::vector<int64_t>{E, rows};
+  }
   return shape;
 }
 
@@ -200,6 +254,8 @@ at::Tensor to_disk(const DiskTensor& tensor, const DecoderConfig& config, const 
       return value.t().contiguous();
     case DiskLayout::neox_qkv:
       return interleave(value, config.blocks[0].attention.num_attention_heads, false);
+    default:
+      return experts_to_disk(value, tensor.layout, expert_count(tensor));
   }
   return value;
 }
@@ -218,6 +274,7 @@ void from_disk(const DiskTensor& tensor, const at::Tensor& found, const DecoderC
   if (tensor.layout == DiskLayout::transposed) value = found.t();
   if (tensor.layout == DiskLayout::neox_qkv)
     value = interleave(found, config.blocks[0].attention.num_attention_heads, true);
+  if (of_experts(tensor.layout)) value = experts_from_disk(found, tensor.layout);
   int64_t row = 0;
   for (const Parameter* part : parts_of(tensor, parameters)) {
     part->value().copy_(value.narrow(0, row, part->rows));

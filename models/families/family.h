@@ -14,6 +14,11 @@ enum class DiskLayout {
   plain,       // the parameters stacked along dimension 0
   transposed,  // the stacked matrix, transposed (GPT-2's Conv1D)
   neox_qkv,    // q, k, v interleaved head by head: [H, 3, D, ...] (GPT-NeoX)
+  // gpt-oss: all experts in one, transposed; the columns of gate and up interleaved.
+  experts_gate_up,       // [E, C, 2F]
+  experts_gate_up_bias,  // [E, 2F]
+  experts_down,          // [E, F, C]
+  experts_down_bias,     // [E, C]
 };
 
 struct DiskTensor {

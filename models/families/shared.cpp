@@ -121,4 +121,67 @@ std::vector<DiskTensor> fused_qkv(const Parameters& parameters, std::string (*re
   return tensors;
 }
 
+const char* experts_key(const ConfigReader& reader, const char* own) {
+  // transformers 5 writes its own name for all families.
+  const bool other = !reader.has(own) && reader.has("num_local_experts");
+  return other ? "num_local_experts" : own;
+}
+
+ExpertsConfig experts_like(const DecoderConfig& config) {
+  ExpertsConfig experts;
+  experts.activation = config.blocks[0].feed_forward.activation;
+  experts.init_std = experts.out_init_std = config.init_std;
+  return experts;
+}
+
+void router_aux_loss(ConfigReader& reader, ExpertsConfig& experts) {
+  const double coefficient = reader.number("router_aux_loss_coef", 0.001);
+  if (!(coefficient >= 0))
+    throw ConfigError("router_aux_loss_coef", fmt::format("found {}, expected zero or a number above it", coefficient));
+  // transformers adds the loss where the logits of the router are asked for; who types a coefficient asks for it.
+  const bool typed = reader.strict() && reader.has("router_aux_loss_coef") && coefficient > 0;
+  if (reader.boolean("output_router_logits", typed)) experts.router_aux_loss_coef = coefficient;
+}
+
+void check_experts(const ExpertsConfig& experts, const char* experts_name) {
+  const int64_t E = experts.num_experts, k = experts.num_experts_per_tok, groups = experts.n_group;
+  if (E % groups)
+    throw ConfigError("n_group", fmt::format("found {}, expected a divisor of {} ({})", groups, experts_name, E));
+  if (groups > 1 && E / groups < 2) {
+    throw ConfigError("n_group", fmt::format("found {}, expected groups of at least two of the {} experts ({})", groups,
+                                             E, experts_name));
+  }
+  if (experts.topk_group > groups)
+    throw ConfigError("topk_group", fmt::format("found {}, expected at most n_group ({})", experts.topk_group, groups));
+  if (const int64_t open = experts.topk_group * (E / groups); k > open) {
+    throw ConfigError("num_experts_per_tok",
+                      groups > 1
+                          ? fmt::format("found {}, expected at most the {} experts of topk_group groups", k, open)
+                          : fmt::format("found {}, expected at most {} ({})", k, experts_name, E));
+  }
+}
+
+ExpertsConfig deepseek_experts(ConfigReader& reader, const DecoderConfig& config, const DeepseekExperts& defaults) {
+  ExpertsConfig experts = experts_like(config);
+  const char* key = experts_key(reader, "n_routed_experts");
+  experts.num_experts = reader.integer(key, defaults.num_experts);
+  experts.num_experts_per_tok = reader.integer("num_experts_per_tok", defaults.num_experts_per_tok);
+  experts.moe_intermediate_size = reader.integer("moe_intermediate_size", defaults.moe_intermediate_size);
+  experts.scoring = ExpertsConfig::Scoring::sigmoid;
+  experts.correction_bias = true;
+  experts.norm_topk_prob = reader.boolean("norm_topk_prob", true);
+  experts.routed_scaling_factor = reader.positive("routed_scaling_factor", defaults.routed_scaling_factor);
+  experts.n_group = reader.integer("n_group", defaults.n_group);
+  experts.topk_group = reader.integer("topk_group", defaults.topk_group);
+  experts.shared_intermediate_size =
+      experts.moe_intermediate_size * reader.integer("n_shared_experts", defaults.n_shared_experts);
+  // What the published files say besides, of which there is one way each.
+  reader.require("scoring_func", "sigmoid", "the family's router");
+  reader.require("topk_method", "noaux_tc", "the family's router");
+  reader.require("moe_layer_freq", 1, "experts stand in every block after the dense ones");
+  reader.ignore({"output_router_logits", "num_nextn_predict_layers", "num_mtp_layers", "ep_size"});
+  check_experts(experts, key);
+  return experts;
+}
+
 }  // namespace cairn::models

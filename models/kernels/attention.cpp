@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "models/kernels/available.h"
+#include "models/kernels/check.h"
 #include "models/kernels/cpu/simd_attention.h"
+#include "models/kernels/cpu/simd_experts.h"
 #include "models/random.h"
 
 namespace cairn::kernels {
@@ -62,6 +64,16 @@ AttentionCall call_of(const at::Tensor& q, int64_t kv_heads, int64_t length, con
     call.first_row = options.dropout_key.first_row;
   }
   return call;
+}
+
+// The sinks in the kernels' units; empty where there are none.
+std::vector<float> sinks_of(const AttentionOptions& options, int64_t heads) {
+  if (!options.sinks.defined()) return {};
+  check_floats(options.sinks, {heads}, "attention", "sinks");
+  const float* sink = options.sinks.const_data_ptr<float>();
+  std::vector<float> scaled(sink, sink + heads);
+  for (float& s : scaled) s *= static_cast<float>(std::numbers::log2e);
+  return scaled;
 }
 
 // [N]: the first position of its sequence that each row sees.
@@ -119,6 +131,8 @@ AttentionOutput attention_forward(const at::Tensor& q, const at::Tensor& k, cons
   AttentionCall call = call_of(q, k.size(1), length, options);
   const auto first = first_keys(q.size(0), options);
   call.first_key = first.data();
+  const auto sinks = sinks_of(options, call.heads);
+  call.sinks = sinks.empty() ? nullptr : sinks.data();
   AttentionOutput result{at::empty({q.size(0), call.heads * call.dim}, q.options()),
                          at::empty({batch, call.heads, length}, q.options())};
 
@@ -252,6 +266,30 @@ void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::T
   }
 }
 
+void attention_backward_sinks_(const at::Tensor& dsinks, const at::Tensor& dout, const at::Tensor& out,
+                               const at::Tensor& lse, const AttentionOptions& options) {
+  const char* op = "attention_backward_sinks_";
+  const int64_t batch = options.batch, heads = options.sinks.size(0), N = out.size(0), length = N / batch;
+  const int64_t dim = out.size(1) / heads;
+  check_floats(dsinks, {heads}, op, "dsinks");
+  check_floats(options.sinks, {heads}, op, "sinks");
+  check_floats(out, {N, heads * dim}, op, "out");
+  check_floats(dout, {N, heads * dim}, op, "dout");
+  check_floats(lse, {batch, heads, length}, op, "lse");
+  const float *o = out.const_data_ptr<float>(), *g = dout.const_data_ptr<float>(), *l = lse.const_data_ptr<float>(),
+              *sink = options.sinks.const_data_ptr<float>();
+  float* to = dsinks.mutable_data_ptr<float>();
+#pragma omp parallel for schedule(static)
+  for (int64_t h = 0; h < heads; ++h) {
+    double sum = 0;
+    for (int64_t n = 0; n < N; ++n) {
+      const double p = std::exp(static_cast<double>(sink[h] - l[(n / length * heads + h) * length + n % length]));
+      sum += p * dot_rows(g + n * heads * dim + h * dim, o + n * heads * dim + h * dim, dim);
+    }
+    to[h] -= static_cast<float>(sum);
+  }
+}
+
 at::Tensor attention_decode(const at::Tensor& q, const at::Tensor& cache_k, const at::Tensor& cache_v, int64_t length,
                             const AttentionOptions& options) {
   check("attention_decode", q, cache_k, cache_v);
@@ -262,6 +300,7 @@ at::Tensor attention_decode(const at::Tensor& q, const at::Tensor& cache_k, cons
                     length, rows, cache_k.size(0)));
   }
   const AttentionCall call = call_of(q, cache_k.size(1), length, options);
+  const auto sinks = sinks_of(options, call.heads);
   const int64_t dim = call.dim, padded = call.padded, group = call.heads / call.kv_heads;
   // Query rows (row n, head g of the group) of one kv head, in groups of at most 64.
   const int64_t lines = rows * group, parts = (lines + kDecodeRows - 1) / kDecodeRows;
@@ -309,10 +348,12 @@ at::Tensor attention_decode(const at::Tensor& q, const at::Tensor& cache_k, cons
       const int64_t head0 = job / parts * group, line0 = job % parts * kDecodeRows,
                     count = std::min(kDecodeRows, lines - line0);
       float* to[kDecodeRows];
+      float sink[kDecodeRows];
+      for (int64_t i = 0; i < count && !sinks.empty(); ++i) sink[i] = sinks[head0 + (line0 + i) % group];
       for (int64_t i = 0; i < count; ++i)
         to[i] = out_data + (line0 + i) / group * call.heads * dim + (head0 + (line0 + i) % group) * dim;
       attention_decode_join(call, count, tiles, m + job * tiles * kKeyTile, s + job * tiles * kKeyTile,
-                            o + job * tiles * o_tile, o_tile, to);
+                            o + job * tiles * o_tile, o_tile, sinks.empty() ? nullptr : sink, to);
     }
   }
   return out;

@@ -16,6 +16,7 @@ struct AttentionOptions {
   DropoutKey dropout_key;
   at::Tensor
       segments;  // int32 [N] or undefined: attention stays inside rows of equal segment (non-decreasing in a sequence)
+  at::Tensor sinks;  // float32 [H] or undefined: one more score a head in every softmax, whose value is zero (gpt-oss)
 };
 
 struct AttentionOutput {
@@ -35,6 +36,11 @@ AttentionOutput attention_forward(const at::Tensor& q, const at::Tensor& k, cons
 void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                         const at::Tensor& out, const at::Tensor& lse, const AttentionOptions& options,
                         const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv);
+
+// Adds the gradient of options.sinks to dsinks [H]: minus the sum over the rows of (probability of the sink) *
+// (dout . out).
+void attention_backward_sinks_(const at::Tensor& dsinks, const at::Tensor& dout, const at::Tensor& out,
+                               const at::Tensor& lse, const AttentionOptions& options);
 
 // Keys are taken in tiles of 64 from the start of their sequence, so decoding gives a row the same bits as
 // attention_forward. Decoding: q [N, H, D] of N new rows that end a context of `length` cached rows (the new rows' keys

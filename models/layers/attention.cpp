@@ -51,11 +51,18 @@ at::Tensor gradient_of(const at::Tensor& parameter) {
   return parameter.requires_grad() ? parameter.grad() : at::Tensor();
 }
 
+void add_sinks_gradient(const at::Tensor& sinks, const at::Tensor& dout, const at::Tensor& out, const at::Tensor& lse,
+                        const kernels::AttentionOptions& options) {
+  if (!sinks.defined() || !sinks.requires_grad()) return;
+  kernels::attention_backward_sinks_(sinks.grad(), dout, out, lse, options);
+}
+
 // qkv [N, (H + 2K) D] -> [N, H D]: norm of q and k where there is one, rotation, attention. Without a norm q and k are
 // rotated inside qkv, which the caller gives up; the backward pass works in place in the gradient of qkv.
 struct FusedFunction : torch::autograd::Function<FusedFunction> {
   static Variable forward(AutogradContext* ctx, const Variable& qkv, const std::optional<Variable>& given_q_weight,
-                          const std::optional<Variable>& given_k_weight, const c10::intrusive_ptr<Core>& core) {
+                          const std::optional<Variable>& given_k_weight, const std::optional<Variable>& sinks,
+                          const c10::intrusive_ptr<Core>& core) {
     const at::Tensor q_weight = given_q_weight.value_or(at::Tensor()), k_weight = given_k_weight.value_or(at::Tensor());
     auto [q, k, v] = core->split(qkv);
     at::Tensor q_rstd, k_rstd;
@@ -72,7 +79,7 @@ struct FusedFunction : torch::autograd::Function<FusedFunction> {
     // The kernels write through pointers, so autograd takes the rotated qkv for the one that it was given.
     const bool normed = q_weight.defined();
     ctx->save_for_backward({qkv, out.out, out.lse, normed ? q : at::Tensor(), normed ? k : at::Tensor(), q_weight,
-                            k_weight, q_rstd, k_rstd});
+                            k_weight, q_rstd, k_rstd, sinks.value_or(at::Tensor())});
     ctx->saved_data["core"] = c10::IValue::make_capsule(core);
     return out.out;
   }
@@ -85,7 +92,9 @@ struct FusedFunction : torch::autograd::Function<FusedFunction> {
     if (normed) q = saved[3], k = saved[4];
     const at::Tensor dqkv = at::empty(qkv.sizes(), qkv.options());
     auto [dq, dk, dv] = core->split(dqkv);
-    kernels::attention_backward(grads[0].contiguous(), q, k, v, saved[1], saved[2], core->options, dq, dk, dv);
+    const at::Tensor dout = grads[0].contiguous();
+    kernels::attention_backward(dout, q, k, v, saved[1], saved[2], core->options, dq, dk, dv);
+    add_sinks_gradient(saved[9], dout, saved[1], saved[2], core->options);
     core->rotate(dq, true);
     core->rotate(dk, true);
     if (normed) {
@@ -95,7 +104,7 @@ struct FusedFunction : torch::autograd::Function<FusedFunction> {
       kernels::rms_norm_backward(drows[1], {}, rows[1], k_weight, saved[8], core->offset, gradient_of(k_weight),
                                  drows[1]);
     }
-    return {dqkv, at::Tensor(), at::Tensor(), at::Tensor()};
+    return {dqkv, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -103,11 +112,11 @@ struct FusedFunction : torch::autograd::Function<FusedFunction> {
 // given up; v [N, K, D].
 struct SplitFunction : torch::autograd::Function<SplitFunction> {
   static Variable forward(AutogradContext* ctx, const Variable& q, const Variable& k, const Variable& v,
-                          const c10::intrusive_ptr<Core>& core) {
+                          const std::optional<Variable>& sinks, const c10::intrusive_ptr<Core>& core) {
     core->rotate(q, false);
     core->rotate(k, false);
     const auto out = kernels::attention_forward(q, k, v, core->options);
-    ctx->save_for_backward({q, k, v, out.out, out.lse});
+    ctx->save_for_backward({q, k, v, out.out, out.lse, sinks.value_or(at::Tensor())});
     ctx->saved_data["core"] = c10::IValue::make_capsule(core);
     return out.out;
   }
@@ -117,10 +126,12 @@ struct SplitFunction : torch::autograd::Function<SplitFunction> {
     const at::Tensor &q = saved[0], &k = saved[1];
     const at::Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options()),
                      dv = at::empty(k.sizes(), k.options());
-    kernels::attention_backward(grads[0].contiguous(), q, k, saved[2], saved[3], saved[4], core->options, dq, dk, dv);
+    const at::Tensor dout = grads[0].contiguous();
+    kernels::attention_backward(dout, q, k, saved[2], saved[3], saved[4], core->options, dq, dk, dv);
+    add_sinks_gradient(saved[5], dout, saved[3], saved[4], core->options);
     core->rotate(dq, true);
     core->rotate(dk, true);
-    return {dq, dk, dv, at::Tensor()};
+    return {dq, dk, dv, at::Tensor(), at::Tensor()};
   }
 };
 
@@ -195,6 +206,8 @@ Attention::Attention(Parameters& parameters, const std::string& name, int64_t hi
     q_norm_ = Norm(parameters, name + ".q_norm", full ? q_width : config.head_dim, config.norm);
     k_norm_ = Norm(parameters, name + ".k_norm", full ? kv_width : config.head_dim, config.norm);
   }
+  if (config.sinks)
+    sinks_ = parameters.add(name + ".sinks", {config.num_attention_heads}, Role::bias, Init::normal(config.init_std));
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(config.head_dim));
 }
 
@@ -222,6 +235,9 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
   core->options.segments = pass.segments;
   core->options.dropout = pass.dropout;
   core->options.dropout_key = pass.dropout_key(block_ * 4 + 1);
+  const kernels::Way way = pass.way(qkv);
+  const bool fast = way == kernels::Way::cpu;
+  core->options.sinks = fast && sinks_.defined() ? sinks_.detach() : sinks_;
 
   // Views of the product, or normalised copies.
   const auto normed = [&] {
@@ -242,10 +258,9 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
     pass.capture->attention(block_, q, k, core->options);
   }
 
-  const kernels::Way way = pass.way(qkv);
-  const bool fast = way == kernels::Way::cpu;
   if (fast && !pass.cache && !pass.seams->exchanges_attention()) {
-    return o_proj_.forward(FusedFunction::apply(qkv, optional(q_norm_.weight), optional(k_norm_.weight), core), pass);
+    return o_proj_.forward(
+        FusedFunction::apply(qkv, optional(q_norm_.weight), optional(k_norm_.weight), optional(sinks_), core), pass);
   }
   auto [q, k, v] = normed();
   pass.seams->attention_input(q, k, v);
@@ -253,7 +268,7 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
   if (pass.cache) {
     out = attend_cached(*core, *pass.cache, block_, q, k, v, fast);
   } else if (fast) {
-    out = SplitFunction::apply(q, k, v, core);
+    out = SplitFunction::apply(q, k, v, optional(sinks_), core);
   } else {
     if (core->cos.defined() && way == kernels::Way::device && !pass.aten && kernels::cuda::available(qkv)) {
       q = RopeFunction::apply(q, core);

@@ -27,6 +27,7 @@ struct AttentionConfig {
   int64_t sliding_window = 0;      // 0: full
   double scale = 0;                // 0: head_dim^-1/2
   double softcap = 0;
+  bool sinks = false;  // a learned score a head that takes its share of the softmax and gives nothing (gpt-oss)
   double init_std = 0.02;
   double out_init_std = 0.02;
 };
@@ -49,6 +50,7 @@ class Attention : public Mixer {
   std::shared_ptr<RopeTable> rope_;
   Linear qkv_proj_, o_proj_;
   Norm q_norm_, k_norm_;
+  at::Tensor sinks_;  // [H] or undefined
 };
 
 }  // namespace cairn::models

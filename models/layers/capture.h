@@ -17,6 +17,8 @@ class Capture {
   virtual bool wants_attention() const { return false; }
   virtual void attention(int64_t block, const at::Tensor& q, const at::Tensor& k,
                          const kernels::AttentionOptions& options) {}
+  // The experts of every token of a block that has some, int32 [N, k].
+  virtual void experts(int64_t block, const at::Tensor& chosen, int64_t num_experts) {}
 };
 
 }  // namespace cairn::models

@@ -4,7 +4,9 @@
 
 #include <string>
 
-#include "models/kernels/activation.h"
+#include "models/kernels/grouped_linear.h"
+#include "models/kernels/router.h"
+#include "models/layers/feed_forward.h"
 
 namespace cairn::models {
 
@@ -44,6 +46,34 @@ struct ExpertsConfig {
   std::string gate_name = "gate";  // of the router, beside `experts`
   double init_std = 0.02;
   double out_init_std = 0.02;
+};
+
+class Experts : public FeedForwardLayer {
+ public:
+  // `name`: "model.layers.3.mlp"; adds name.gate.weight, name.experts.N.{gate_proj,up_proj,down_proj}.weight, and what
+  // else the config has. Throws std::invalid_argument where more experts are to be chosen than there are.
+  Experts(Parameters& parameters, const std::string& name, int64_t hidden_size, const ExpertsConfig& config,
+          int64_t block);
+
+  // x [N, C], already normalised -> [N, C].
+  at::Tensor forward(const at::Tensor& x, const Pass& pass) const override;
+
+  const ExpertsConfig& config() const { return config_; }
+
+ private:
+  // Gradient of the normalised scores and of lse^2 that the auxiliary losses of this pass have.
+  kernels::RouterAux auxiliary(const kernels::Routing& routing, const Pass& pass) const;
+  void measure(const kernels::Routing& routing, const kernels::RouterAux& aux, const Pass& pass) const;
+
+  ExpertsConfig config_;
+  int64_t block_ = 0;
+  kernels::RouterOptions options_;
+  kernels::ExpertGate gate_kind_;
+  Linear gate_;
+  at::Tensor correction_bias_;  // float32 [E] or undefined
+  kernels::ExpertWeights weights_;
+  std::optional<FeedForward> shared_;
+  Linear shared_gate_;
 };
 
 }  // namespace cairn::models

@@ -39,6 +39,15 @@ struct IndexerPass {
   double loss_coef = 1;
 };
 
+// What a training step asks of experts beside their output. Coefficients are of means over the rows of the global batch,
+// added up over the blocks.
+struct ExpertsPass {
+  double capacity_factor = 0;    // of a sequence an expert takes at most ceil(this * T k / E) tokens; 0: all
+  double sequence_aux_loss = 0;  // DeepSeek-V3's sequence-wise balance loss
+  double router_z_loss = 0;      // log^2 of the router's normalizer (ST-MoE)
+  at::Tensor balance;            // float32 [E] or undefined: gradient of the scores of every row (router_aux_loss_coef)
+};
+
 // Legend of the shape comments in layers/: B sequences, T tokens of each, N = B * T rows, C hidden width, H query
 // heads, K key/value heads, D head width, F feed-forward width, V vocabulary.
 struct Pass {
@@ -61,6 +70,7 @@ struct Pass {
   double row_scale = 0;    // 1 / rows
   double query_scale = 0;  // 1 / such rows
   IndexerPass indexer;
+  ExpertsPass experts;
   Measured* measured = nullptr;  // what layers report; null: nobody asks, or this run of a block will be run again
 
   int64_t rows() const { return batch * length; }

@@ -21,13 +21,13 @@ struct Case {
   int64_t batch, length, heads, kv_heads, dim;
   int64_t window = 0;
   double softcap = 0, dropout = 0;
-  bool segments = false, fused = true;
+  bool segments = false, fused = true, sinks = false;
 
   std::string name() const {
     return "B" + std::to_string(batch) + " T" + std::to_string(length) + " H" + std::to_string(heads) + " K" +
            std::to_string(kv_heads) + " D" + std::to_string(dim) + " window " + std::to_string(window) + " softcap " +
            std::to_string(softcap) + " dropout " + std::to_string(dropout) + (segments ? " segments" : "") +
-           (fused ? " fused" : " apart");
+           (sinks ? " sinks" : "") + (fused ? " fused" : " apart");
   }
 };
 
@@ -57,6 +57,7 @@ Inputs inputs_of(const Case& c) {
   in.options.scale = 1.3 / std::sqrt(static_cast<double>(c.dim));
   in.options.window = c.window, in.options.softcap = c.softcap, in.options.dropout = c.dropout;
   in.options.dropout_key = {12345678901234ull, 0xdeadbeefcafef00dull, 1000};
+  if (c.sinks) in.options.sinks = at::randn({c.heads}) * 3;
   if (c.segments) {
     // Documents of 1, 2, 3, ... rows, cut by the sequence: many of one token at the cut.
     auto segment = at::empty({c.batch * c.length}, at::kInt);
@@ -132,6 +133,9 @@ const std::vector<Case>& cases() {
        .softcap = 3.0,
        .dropout = 0.1,
        .segments = true},
+      {.batch = 2, .length = 3, .heads = 2, .kv_heads = 1, .dim = 8, .sinks = true},
+      {.batch = 2, .length = 200, .heads = 6, .kv_heads = 2, .dim = 32, .window = 66, .sinks = true},
+      {.batch = 2, .length = 150, .heads = 4, .kv_heads = 4, .dim = 20, .dropout = 0.1, .segments = true, .sinks = true},
   };
   return all;
 }
@@ -145,6 +149,20 @@ TEST(Attention, EqualsTheTwinForwardAndBackward) {
     EXPECT_LT(error(fast.dq, exact.dq), 3e-6) << c.name();
     EXPECT_LT(error(fast.dk, exact.dk), 3e-6) << c.name();
     EXPECT_LT(error(fast.dv, exact.dv), 3e-6) << c.name();
+  }
+}
+
+TEST(Attention, GradientOfTheSinksIsTheTwins) {
+  for (const auto& c : cases()) {
+    if (!c.sinks) continue;
+    auto in = inputs_of(c);
+    const auto forward = attention_forward(in.q, in.k, in.v, in.options);
+    const auto got = at::ones({c.heads});
+    attention_backward_sinks_(got, in.dout, forward.out, forward.lse, in.options);
+    in.options.sinks = in.options.sinks.to(at::kDouble).requires_grad_();
+    const auto out = ref::attention(in.q.to(at::kDouble), in.k.to(at::kDouble), in.v.to(at::kDouble), in.options);
+    const auto exact = torch::autograd::grad({out}, {in.options.sinks}, {in.dout.to(at::kDouble)})[0];
+    EXPECT_LT(error(got - 1, exact), 1e-5) << c.name();
   }
 }
 

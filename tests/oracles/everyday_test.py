@@ -6,7 +6,8 @@ from harness import cairn, digests, journal, main, run_file, text, workspace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CONSTANT = {"optim.schedule.name": "constant", "optim.schedule.decay": None, "optim.schedule.warmup": 0}
-FAMILIES = ["gpt2", "gpt_neox", "llama", "qwen2", "qwen3", "mistral", "gemma3_text", "olmo2", "olmo3", "smollm3"]
+FAMILIES = ["gpt2", "gpt_neox", "llama", "qwen2", "qwen3", "mistral", "gemma3_text", "olmo2", "olmo3", "smollm3", "mixtral",
+            "qwen3_moe", "glm4_moe", "gpt_oss"]
 
 
 def write_text(folder, name="text.txt", **options):

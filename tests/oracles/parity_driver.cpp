@@ -12,6 +12,7 @@
 #include <fstream>
 #include <iostream>
 
+#include "models/layers/measured.h"
 #include "optim/optimizer.h"
 #include "trainer/model_io.h"
 
@@ -54,6 +55,25 @@ std::unique_ptr<optim::Optimizer> adamw(models::Decoder& decoder) {
   options.weight_decay = 0.01;
   options.decay_roles = {"matrix", "embedding", "head", "norm", "bias"};
   return optim::make_optimizer(options, parameters);
+}
+
+// The gradient of router_aux_loss_coef * E * sum of f P with respect to the scores of a row, f and P pooled over the
+// blocks; undefined where the model asks for no such loss.
+at::Tensor balance_of(const models::Decoder& decoder, const at::Tensor& ids, models::Pass pass) {
+  double coefficient = 0, blocks = 0;
+  for (const auto& block : decoder.config().blocks) {
+    if (!block.experts || block.experts->router_aux_loss_coef == 0) continue;
+    coefficient = block.experts->router_aux_loss_coef, ++blocks;
+  }
+  if (coefficient == 0) return {};
+  at::NoGradGuard no_grad;
+  models::Measured measured;
+  pass.measured = &measured;
+  decoder.hidden(ids, pass);
+  at::Tensor counts;
+  for (const auto& [block, rows] : measured.experts) counts = counts.defined() ? counts + rows : rows;
+  const double rows = blocks * static_cast<double>(pass.rows());
+  return (counts.to(at::kDouble) * (coefficient * static_cast<double>(counts.numel()) / (rows * rows))).to(at::kFloat);
 }
 
 class Output {
@@ -125,7 +145,9 @@ void run_mode(const ordered_json& request, const ordered_json& mode) {
     decoder->parameters().bind_gradients(flat_grad);
     auto loss = [&] {
       flat_grad.zero_();
-      return decoder->loss(ids, targets, pass, 1 / count, 0, true).nll / count;
+      models::Pass balanced = pass;
+      balanced.experts.balance = balance_of(*decoder, ids, pass);
+      return decoder->loss(ids, targets, balanced, 1 / count, 0, true).nll / count;
     };
     numbers["loss"] = loss();
     // A decoder whose weights are the gradients puts them in the order and shape of the disk.

@@ -33,7 +33,7 @@ at::Tensor by_head(const at::Tensor& x, int64_t batch, int64_t heads, at::Scalar
 
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionOptions& options,
                      at::ScalarType type) {
-  if (options.softcap > 0 || options.dropout > 0) return ref::attention(q, k, v, options);
+  if (options.softcap > 0 || options.dropout > 0 || options.sinks.defined()) return ref::attention(q, k, v, options);
   const int64_t batch = options.batch, heads = q.size(1), length = q.size(0) / batch;
   const at::Tensor mask = visible(length, options, q.device());
   const auto given = mask.defined() ? std::optional<at::Tensor>(mask) : std::nullopt;

@@ -71,6 +71,8 @@ struct Running {
     std::fill_n(maximum, kTile, kNothing);
     std::fill_n(sum, kTile, 0.0f);
   }
+  // A score that stands before the first tile and has no value.
+  HWY_INLINE void Begin(int64_t r, float sink) { maximum[r] = sink, sum[r] = 1.0f; }
   HWY_INLINE void Join(int64_t rows, const float* tile_maximum, const float* tile_sum) {
     for (int64_t r = 0; r < rows; r += kLanes) {
       const F16 old = Load(maximum + r), tile = Load(tile_maximum + r), most = Max(old, tile);
@@ -94,6 +96,8 @@ void ForwardBlock(const AttentionCall& call, int64_t row0, int64_t head, int64_t
   alignas(64) float tile_maximum[kTile] = {}, tile_sum[kTile] = {};
   Running running;
   running.Clear();
+  if (call.sinks != nullptr)
+    for (int64_t r = 0; r < rows; ++r) running.Begin(r, call.sinks[head]);
   std::fill_n(sums, rows * padded, 0.0f);
   Transpose({q.data + start * q.stride, q.stride}, rows, call.dim, call.q_scale, qt);
   const int32_t* first_key = call.first_key + row0 + start;
@@ -162,12 +166,14 @@ void DecodeTile(const AttentionCall& call, int64_t rows, const float* q, Rows k,
 }
 
 void DecodeJoin(const AttentionCall& call, int64_t rows, int64_t tiles, const float* maximum, const float* sum,
-                const float* out, int64_t tile_stride, float* const* to) {
+                const float* out, int64_t tile_stride, const float* sink, float* const* to) {
   static thread_local std::vector<float> sums;
   const int64_t padded = call.padded;
   sums.assign(rows * padded, 0.0f);
   Running running;
   running.Clear();
+  if (sink != nullptr)
+    for (int64_t r = 0; r < rows; ++r) running.Begin(r, sink[r]);
   for (int64_t tile = 0; tile < tiles; ++tile) {
     running.Join(rows, maximum + tile * kTile, sum + tile * kTile);
     for (int64_t r = 0; r < rows; ++r) {
@@ -209,8 +215,9 @@ void attention_decode_tile(const AttentionCall& call, int64_t rows, const float*
   HWY_DYNAMIC_DISPATCH(DecodeTile)(call, rows, q, k, v, tile, keys, first, last, maximum, sum, out);
 }
 void attention_decode_join(const AttentionCall& call, int64_t rows, int64_t tiles, const float* maximum,
-                           const float* sum, const float* out, int64_t tile_stride, float* const* to) {
-  HWY_DYNAMIC_DISPATCH(DecodeJoin)(call, rows, tiles, maximum, sum, out, tile_stride, to);
+                           const float* sum, const float* out, int64_t tile_stride, const float* sink,
+                           float* const* to) {
+  HWY_DYNAMIC_DISPATCH(DecodeJoin)(call, rows, tiles, maximum, sum, out, tile_stride, sink, to);
 }
 
 }  // namespace cairn::kernels

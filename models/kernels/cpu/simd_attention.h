@@ -19,6 +19,7 @@ struct AttentionCall {
   float q_scale = 1;   // q is multiplied by this: then q k is the score times log2(e), or the argument of tanh
   float cap = 0;       // > 0: score times log2(e) = cap * tanh(q k)
   float dq_scale = 1, dk_scale = 1;
+  const float* sinks = nullptr;        // [H] times log2(e), or null
   const int32_t* first_key = nullptr;  // [N] first position of its sequence that a row sees; never falls in a sequence
   // Dropout: word >= threshold is kept and scaled by keep; 0 = off.
   uint32_t drop_threshold = 0;
@@ -70,8 +71,9 @@ void attention_decode_tile(const AttentionCall& call, int64_t rows, const float*
                            int64_t keys, const int32_t* first, const int32_t* last, float* maximum, float* sum,
                            float* out);
 // Combines tiles [0, tiles) of one row group in ascending order (tile t of `out` at t * tile_stride); row r goes to
-// to[r].
+// to[r], whose softmax begins with sink[r] (null: there are none).
 void attention_decode_join(const AttentionCall& call, int64_t rows, int64_t tiles, const float* maximum,
-                           const float* sum, const float* out, int64_t tile_stride, float* const* to);
+                           const float* sum, const float* out, int64_t tile_stride, const float* sink,
+                           float* const* to);
 
 }  // namespace cairn::kernels

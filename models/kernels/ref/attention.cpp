@@ -42,6 +42,13 @@ at::Tensor masked_scores(const at::Tensor& q, const at::Tensor& k, const Attenti
   return scores.masked_fill(mask.logical_not().unsqueeze(1), -std::numeric_limits<double>::infinity());  // [B, H, T, T]
 }
 
+// [B, H, T, S] -> [B, H, T, S + 1]: the sinks come last.
+at::Tensor with_sinks(const at::Tensor& scores, const at::Tensor& sinks) {
+  if (!sinks.defined()) return scores;
+  const at::Tensor column = sinks.to(scores.scalar_type()).view({1, -1, 1, 1});
+  return at::cat({scores, column.expand({scores.size(0), scores.size(1), scores.size(2), 1})}, -1);
+}
+
 }  // namespace
 
 at::Tensor attention_dropout_mask(int64_t batch, int64_t heads, int64_t length, double p, const DropoutKey& key) {
@@ -62,7 +69,8 @@ at::Tensor attention_dropout_mask(int64_t batch, int64_t heads, int64_t length, 
 }
 
 at::Tensor attention_probabilities(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options) {
-  return at::softmax(masked_scores(q, k, options), -1);
+  const at::Tensor scores = masked_scores(q, k, options);
+  return at::softmax(with_sinks(scores, options.sinks), -1).narrow(-1, 0, scores.size(-1));
 }
 
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionOptions& options) {
@@ -79,7 +87,7 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 }
 
 at::Tensor attention_lse(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options) {
-  return at::logsumexp(masked_scores(q, k, options), -1);
+  return at::logsumexp(with_sinks(masked_scores(q, k, options), options.sinks), -1);
 }
 
 at::Tensor attention_decode(const at::Tensor& q, const at::Tensor& cache_k, const at::Tensor& cache_v, int64_t length,
@@ -89,7 +97,8 @@ at::Tensor attention_decode(const at::Tensor& q, const at::Tensor& cache_k, cons
   const auto scores = capped_scores(by_head(q, 1, heads), k, options);  // [1, H, N, length]
   const auto position = at::arange(length, at::TensorOptions().dtype(at::kLong).device(q.device()));
   const auto mask = visible(position.narrow(0, length - rows, rows), position, options.window);
-  const auto p = at::softmax(scores.masked_fill(mask.logical_not(), -std::numeric_limits<double>::infinity()), -1);
+  const auto seen = scores.masked_fill(mask.logical_not(), -std::numeric_limits<double>::infinity());
+  const auto p = at::softmax(with_sinks(seen, options.sinks), -1).narrow(-1, 0, length);
   return at::matmul(p, v).transpose(1, 2).reshape({rows, heads * v.size(-1)}).to(q.scalar_type());
 }
 
