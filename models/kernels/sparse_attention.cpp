@@ -62,17 +62,23 @@ SparseCall call_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
   return call;
 }
 
-constexpr int64_t kPackRows = 256, kForwardRows = 64;  // of a task; change no bits
+constexpr int64_t kPackRows = 256;  // of a task; changes no bits
+
+// Rows that go through a pass together: as many as eight megabytes hold at `line` floats a head.
+int64_t rows_together(const SparseCall& call, int64_t line) {
+  return std::max<int64_t>((int64_t{8} << 20) / (call.group * line * static_cast<int64_t>(sizeof(float))), 16);
+}
 
 // Queries of a sequence are cut into pieces whose sums for keys and values are added afterwards: from the shape alone.
 int64_t piece_count(int64_t kv_heads, int64_t length) {
-  return std::clamp<int64_t>(length / 512, 1, std::clamp<int64_t>(16 / kv_heads, 1, 8));
+  return std::clamp<int64_t>(length / 512, 1, std::clamp<int64_t>(8 / kv_heads, 1, 8));
 }
 
-// Keys and values and their gradients, so many rows of them that they stay in a core's second cache.
+// Keys and values, so many rows of them that they stay in a core's second cache; half of that where their gradients lie
+// beside them. Part of the numbers.
 int64_t block_rows(const SparseCall& call) {
   constexpr int64_t kBytes = 1 << 20;
-  return std::max<int64_t>(kBytes / (2 * call.row() * static_cast<int64_t>(sizeof(float))) / 64 * 64, 64);
+  return std::max<int64_t>(kBytes / (call.row() * static_cast<int64_t>(sizeof(float))) / 64 * 64, 64);
 }
 
 // Where there are enough of them, one thread takes a whole (sequence, kv head), which then stays in its cache.
@@ -96,6 +102,8 @@ AttentionOutput sparse_attention_forward(const at::Tensor& q, const at::Tensor& 
   const SparseCall call = call_of(q, k, v, lists.width, options.scale);
   AttentionOutput result{at::empty({rows, call.heads * call.value_dim}, q.options()),
                          at::empty({batch, call.heads, length}, q.options())};
+  const int64_t rows_of_block = block_rows(call), blocks = (length + rows_of_block - 1) / rows_of_block;
+  const auto splits = lists.splits(blocks, rows_of_block);
   const int64_t sequences = batch * kv_heads, slot_size = length * call.row();
   const bool whole = alone(sequences);
   const auto memory = floats((whole ? omp_get_max_threads() : sequences) * slot_size);
@@ -112,17 +120,22 @@ AttentionOutput sparse_attention_forward(const at::Tensor& q, const at::Tensor& 
     sparse_forward_rows(
         call,
         {slots + slot * slot_size, head_of(q_rows, row0, head, call.key_dim), lists.data + row0 * lists.width,
-         lists.count.data() + row0, out + (row0 * call.heads + head) * call.value_dim, call.heads * call.value_dim,
+         lists.count.data() + row0, splits.data() + row0 * (blocks + 1), blocks, rows_of_block,
+         out + (row0 * call.heads + head) * call.value_dim, call.heads * call.value_dim,
          lse + (b * call.heads + head) * length, length},
         begin, end);
   };
-  const int64_t pack_tasks = (length + kPackRows - 1) / kPackRows, tasks = (length + kForwardRows - 1) / kForwardRows;
+  // Smaller where threads share a head's rows.
+  const int64_t chunk =
+      std::min(rows_together(call, call.row() + 2), whole ? length : std::max<int64_t>(64, length / 16));
+  const int64_t pack_tasks = (length + kPackRows - 1) / kPackRows, tasks = (length + chunk - 1) / chunk;
 #pragma omp parallel if (rows * lists.width * call.heads > 1024)
   if (whole) {
 #pragma omp for schedule(dynamic, 1)
     for (int64_t sequence = 0; sequence < sequences; ++sequence) {
       pack(sequence, 0, length, omp_get_thread_num());
-      attend(sequence, 0, length, omp_get_thread_num());
+      for (int64_t begin = 0; begin < length; begin += chunk)
+        attend(sequence, begin, std::min(begin + chunk, length), omp_get_thread_num());
     }
   } else {
 #pragma omp for schedule(dynamic, 1)
@@ -132,8 +145,8 @@ AttentionOutput sparse_attention_forward(const at::Tensor& q, const at::Tensor& 
     }
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < sequences * tasks; ++task) {
-      const int64_t begin = task % tasks * kForwardRows;
-      attend(task / tasks, begin, std::min(begin + kForwardRows, length), task / tasks);
+      const int64_t begin = task % tasks * chunk;
+      attend(task / tasks, begin, std::min(begin + chunk, length), task / tasks);
     }
   }
   return result;
@@ -155,7 +168,8 @@ void sparse_attention_backward(const at::Tensor& dout, const at::Tensor& q, cons
   const Selection lists = read_selection(what, selected, rows, length, 0);
   const SparseCall call = call_of(q, k, v, lists.width, options.scale);
   const at::Tensor dout_c = dout.contiguous(), out_c = out.contiguous(), lse_c = lse.contiguous();
-  const int64_t rows_of_block = block_rows(call), blocks = (length + rows_of_block - 1) / rows_of_block;
+  const int64_t rows_of_block = std::max<int64_t>(block_rows(call) / 128 * 64, 64),
+                blocks = (length + rows_of_block - 1) / rows_of_block;
   const auto splits = lists.splits(blocks, rows_of_block);
 
   const int64_t sequences = batch * kv_heads, pieces = piece_count(kv_heads, length), size = length * call.row();
@@ -171,6 +185,7 @@ void sparse_attention_backward(const at::Tensor& dout, const at::Tensor& q, cons
   float *dq_data = dq.data_ptr<float>(), *dk_data = dk.data_ptr<float>(), *dv_data = dv.data_ptr<float>();
   const int64_t dk_stride = dk.stride(0), dv_stride = dv.stride(0);
 
+  const int64_t chunk = rows_together(call, call.row() + call.keys + 2);  // part of the numbers
   const auto pack = [&](int64_t sequence, int64_t begin, int64_t end, int64_t slot) {
     const int64_t row = sequence / kv_heads * length + begin, head = sequence % kv_heads;
     sparse_pack(call, head_of(k_rows, row, head, call.key_dim), head_of(v_rows, row, head, call.value_dim), end - begin,
@@ -185,15 +200,13 @@ void sparse_attention_backward(const at::Tensor& dout, const at::Tensor& q, cons
     job.dout = head_of(dout_rows, row0, head, call.value_dim);
     job.out = head_of(out_rows, row0, head, call.value_dim);
     job.selected = lists.data + row0 * lists.width;
-    job.splits = splits.data() + row0 * (blocks + 1), job.blocks = blocks;
+    job.splits = splits.data() + row0 * (blocks + 1), job.blocks = blocks, job.block_rows = rows_of_block;
     job.lse = lse_data + (b * call.heads + head) * length, job.lse_stride = length;
     job.dq = dq_data + row0 * dq_rows.stride + head * call.key_dim, job.dq_stride = dq_rows.stride;
     job.sums = slots + slot * slot_size + (1 + piece) * size;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t first = block * rows_of_block, last = std::min(first + rows_of_block, length);
-      std::fill(job.sums + first * call.row(), job.sums + last * call.row(), 0.0f);
-      sparse_backward_rows(call, job, block, block == 0 ? begin : std::max(begin, first), end);
-    }
+    std::fill_n(job.sums, size, 0.0f);
+    for (int64_t first = begin; first < end; first += chunk)
+      sparse_backward_rows(call, job, first, std::min(first + chunk, end));
   };
   const auto join = [&](int64_t sequence, int64_t begin, int64_t end, int64_t slot) {
     const int64_t row0 = sequence / kv_heads * length, head = sequence % kv_heads;
@@ -243,6 +256,9 @@ at::Tensor sparse_attention_decode(const at::Tensor& q, const at::Tensor& cache_
   const auto lse = floats(call.heads * rows);
   const Rows q_rows = rows_of(q), k_rows = rows_of(cache_k), v_rows = rows_of(cache_v);
   float *out_data = out.data_ptr<float>(), *lse_data = lse.data_ptr<float>();
+  // Sums are cut where the forward pass cuts them.
+  const int64_t rows_of_block = block_rows(call), blocks = (length + rows_of_block - 1) / rows_of_block;
+  const auto splits = lists.splits(blocks, rows_of_block);
   // A row and a kv head: what its list names is brought together, then numbered from 0 on.
   std::vector<int32_t> numbers(lists.width);
   for (int64_t i = 0; i < lists.width; ++i) numbers[i] = static_cast<int32_t>(i);
@@ -257,11 +273,12 @@ at::Tensor sparse_attention_decode(const at::Tensor& q, const at::Tensor& cache_
       sparse_pack(call, head_of(k_rows, position, kv_head, call.key_dim),
                   head_of(v_rows, position, kv_head, call.value_dim), 1, packed + i * call.row());
     }
-    sparse_forward_rows(call,
-                        {packed, head_of(q_rows, n, head, call.key_dim), numbers.data(), lists.count.data() + n,
-                         out_data + (n * call.heads + head) * call.value_dim, call.heads * call.value_dim,
-                         lse_data + head * rows + n, rows},
-                        0, 1);
+    sparse_forward_rows(
+        call,
+        {packed, head_of(q_rows, n, head, call.key_dim), numbers.data(), lists.count.data() + n,
+         splits.data() + n * (blocks + 1), blocks, 0, out_data + (n * call.heads + head) * call.value_dim,
+         call.heads * call.value_dim, lse_data + head * rows + n, rows},
+        0, 1);
   }
   return out;
 }

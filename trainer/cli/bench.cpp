@@ -1,3 +1,4 @@
+#include "trainer/bench/attention.h"
 #include "trainer/bench/checkpoint.h"
 #include "trainer/bench/decode.h"
 #include "trainer/bench/replay.h"
@@ -16,6 +17,7 @@ Action bench_verb(CLI::App& command) {
     bench::CheckpointBenchOptions checkpoint;
     bench::TrajectoryBenchOptions trajectory;
     bench::ReplayBenchOptions replay;
+    bench::AttentionBenchOptions attention;
     int threads = 0;
     bool json = false;
   };
@@ -69,7 +71,15 @@ Action bench_verb(CLI::App& command) {
   w->add_option("--pairs", o->trajectory.pairs, "of 10 steps with and 10 without; 0: leave the loop out (default 4)");
   w->add_option("--dir", o->trajectory.dir, "where to write (default: the folder for temporary files)");
   w->callback([o, chosen] { *chosen = [o] { return bench::bench_trajectory(o->trajectory); }; });
-  for (CLI::App* sub : {t, d, c, w, r}) {
+  CLI::App* a = command.add_subcommand(
+      "attention", "the kernels of sparse attention beside LibTorch's causal attention, in turns; the numbers asked");
+  a->add_option("--context", o->attention.contexts, "keys of a sequence, several may follow (default 2048 4096 8192)")
+      ->check(CLI::Range(1, 1 << 20));
+  a->add_option("--topk", o->attention.topk, "keys that a query chooses (default 256)")->check(CLI::Range(1, 1 << 20));
+  a->add_option("--rounds", o->attention.rounds, "default 3")->check(CLI::Range(1, 1000));
+  a->add_flag("!--no-dense", o->attention.dense, "leave out what grows with the square of the context");
+  a->callback([o, chosen] { *chosen = [o] { return bench::bench_attention(o->attention); }; });
+  for (CLI::App* sub : {t, d, c, w, r, a}) {
     sub->add_option("--threads", o->threads, "default: all");
     sub->add_flag("--json", o->json, "one line of JSON");
   }

@@ -25,44 +25,149 @@ struct Listed {
   HWY_INLINE const float* row(int64_t i) const { return rows + index[i] * stride; }
 };
 
-// dots[r * ld + i] = a[r] . row(i); kRows rows of a. Writes up to three floats after the last.
-template <size_t kRows>
-HWY_INLINE void DotRows(const float* HWY_RESTRICT a, int64_t lda, const Listed& b, int64_t dim,
-                        float* HWY_RESTRICT dots, int64_t ld) {
+// Sixteen sums at once, each with the bits of ReduceSum: to[i] = ReduceSum(sum[Place(i)]).
+constexpr size_t Place(size_t i) { return kParts == 1 ? i / 4 + 4 * (i % 4) : i; }
+#if HWY_TARGET == HWY_AVX3
+HWY_INLINE void SumSixteen(const F16* sum, float* to) {
+  __m512 a[8];
+#pragma GCC unroll 8
+  for (size_t i = 0; i < 8; ++i) {  // lane i with i + 8
+    const __m512 x = sum[2 * i].v[0].raw, y = sum[2 * i + 1].v[0].raw;
+    a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xEE));
+  }
+#pragma GCC unroll 4
+  for (size_t i = 0; i < 4; ++i)  // with i + 4: a block of four lanes is a sum
+    a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0x88),
+                         _mm512_shuffle_f32x4(a[2 * i], a[2 * i + 1], 0xDD));
+#pragma GCC unroll 2
+  for (size_t i = 0; i < 2; ++i)  // with i + 2
+    a[i] =
+        _mm512_add_ps(_mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44), _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0xEE));
+  _mm512_storeu_ps(to, _mm512_add_ps(_mm512_shuffle_ps(a[0], a[1], 0x88), _mm512_shuffle_ps(a[0], a[1], 0xDD)));
+}
+#else
+HWY_INLINE void SumSixteen(const F16* sum, float* to) {
+  for (size_t i = 0; i < 16; i += 4)
+    hn::StoreU(SumFour(sum[i], sum[i + 1], sum[i + 2], sum[i + 3]), hn::FixedTag<float, 4>(), to + i);
+}
+#endif
+
+// Sums of one row `a` of kColumns vectors with one listed row.
+template <size_t kColumns>
+HWY_INLINE F16 DotColumns(const F16* a, const float* HWY_RESTRICT b, F16 sum) {
+#pragma GCC unroll 8
+  for (size_t c = 0; c < kColumns; ++c) sum = MulAdd(a[c], Load(b + c * kLanes), sum);
+  return sum;
+}
+
+// dots[i] = a . row(i), sixteen at a time; writes up to fifteen floats after the last. kColumns vectors, or as many as
+// `dim` has where kColumns is 0.
+template <size_t kColumns>
+HWY_INLINE void DotRow(const float* HWY_RESTRICT a, const Listed& b, int64_t dim, float* HWY_RESTRICT dots) {
+  if constexpr (kParts == 1) {
+    F16 row[kColumns > 0 ? kColumns : 1];
+#pragma GCC unroll 8
+    for (size_t c = 0; c < kColumns; ++c) row[c] = Load(a + c * kLanes);
+    for (int64_t i = 0; i < b.count; i += 16) {
+      const int32_t* index = b.index + i;
+      int32_t padded[16];
+      if (b.count - i < 16) {  // the last one stands in for what is not there
+        for (int64_t j = 0; j < 16; ++j) padded[j] = b.index[std::min(i + j, b.count - 1)];
+        index = padded;
+      }
+      F16 sum[16];
+      if constexpr (kColumns > 0) {
+#pragma GCC unroll 16
+        for (size_t j = 0; j < 16; ++j) sum[Place(j)] = DotColumns<kColumns>(row, b.rows + index[j] * b.stride, Zero());
+      } else {
+        for (size_t j = 0; j < 16; ++j) {
+          const float* HWY_RESTRICT from = b.rows + index[j] * b.stride;
+          F16 s = Zero();
+          for (int64_t c = 0; c < dim; c += kLanes) s = MulAdd(Load(a + c), Load(from + c), s);
+          sum[Place(j)] = s;
+        }
+      }
+      SumSixteen(sum, dots + i);
+    }
+  } else {
+    for (int64_t i = 0; i < b.count; i += 4) {
+      const int64_t last = b.count - 1;
+      const float *b0 = b.row(i), *b1 = b.row(std::min(i + 1, last)), *b2 = b.row(std::min(i + 2, last)),
+                  *b3 = b.row(std::min(i + 3, last));
+      F16 s0 = Zero(), s1 = Zero(), s2 = Zero(), s3 = Zero();
+      for (int64_t c = 0; c < dim; c += kLanes) {
+        const F16 av = Load(a + c);
+        s0 = MulAdd(av, Load(b0 + c), s0);
+        s1 = MulAdd(av, Load(b1 + c), s1);
+        s2 = MulAdd(av, Load(b2 + c), s2);
+        s3 = MulAdd(av, Load(b3 + c), s3);
+      }
+      hn::StoreU(SumFour(s0, s1, s2, s3), hn::FixedTag<float, 4>(), dots + i);
+    }
+  }
+}
+
+// dots[r * ld + i] = a[r] . row(i), four rows of a and four listed rows at a time.
+HWY_INLINE void DotFourRows(const float* HWY_RESTRICT a, int64_t lda, const Listed& b, int64_t dim,
+                            float* HWY_RESTRICT dots, int64_t ld) {
   for (int64_t i = 0; i < b.count; i += 4) {
     const int64_t last = b.count - 1;
     const float* HWY_RESTRICT b0 = b.row(i);
     const float* HWY_RESTRICT b1 = b.row(std::min(i + 1, last));
     const float* HWY_RESTRICT b2 = b.row(std::min(i + 2, last));
     const float* HWY_RESTRICT b3 = b.row(std::min(i + 3, last));
-    F16 sum[kRows][4];
-#pragma GCC unroll 4
-    for (size_t r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = sum[r][2] = sum[r][3] = Zero();
+    F16 sum[16];  // row r, listed row j at Place(4 * r + j)
+#pragma GCC unroll 16
+    for (size_t j = 0; j < 16; ++j) sum[j] = Zero();
     for (int64_t c = 0; c < dim; c += kLanes) {
       const F16 v0 = Load(b0 + c), v1 = Load(b1 + c), v2 = Load(b2 + c), v3 = Load(b3 + c);
 #pragma GCC unroll 4
-      for (size_t r = 0; r < kRows; ++r) {
+      for (size_t r = 0; r < 4; ++r) {
         const F16 av = Load(a + r * lda + c);
-        sum[r][0] = MulAdd(av, v0, sum[r][0]);
-        sum[r][1] = MulAdd(av, v1, sum[r][1]);
-        sum[r][2] = MulAdd(av, v2, sum[r][2]);
-        sum[r][3] = MulAdd(av, v3, sum[r][3]);
+        sum[Place(4 * r)] = MulAdd(av, v0, sum[Place(4 * r)]);
+        sum[Place(4 * r + 1)] = MulAdd(av, v1, sum[Place(4 * r + 1)]);
+        sum[Place(4 * r + 2)] = MulAdd(av, v2, sum[Place(4 * r + 2)]);
+        sum[Place(4 * r + 3)] = MulAdd(av, v3, sum[Place(4 * r + 3)]);
       }
     }
-#pragma GCC unroll 4
-    for (size_t r = 0; r < kRows; ++r)
-      hn::StoreU(SumFour(sum[r][0], sum[r][1], sum[r][2], sum[r][3]), hn::FixedTag<float, 4>(), dots + r * ld + i);
+    alignas(64) float out[16];
+    SumSixteen(sum, out);
+    const hn::FixedTag<float, 4> d;
+    for (size_t r = 0; r < 4; ++r) hn::StoreU(hn::Load(d, out + 4 * r), d, dots + r * ld + i);
   }
 }
 
-// All rows of a; four at a time where the registers hold the sums.
+// All rows of a; rows of dots have room for fifteen floats more than the list has entries.
 HWY_INLINE void Dots(const float* a, int64_t lda, int64_t rows, const Listed& b, int64_t dim, float* dots, int64_t ld) {
   int64_t r = 0;
-  if constexpr (kParts == 1) {
-    for (; r + 4 <= rows; r += 4) DotRows<4>(a + r * lda, lda, b, dim, dots + r * ld, ld);
-    if (r + 2 <= rows) DotRows<2>(a + r * lda, lda, b, dim, dots + r * ld, ld), r += 2;
+  if constexpr (kParts == 1)
+    for (; r + 4 <= rows; r += 4) DotFourRows(a + r * lda, lda, b, dim, dots + r * ld, ld);
+  for (; r < rows; ++r) {
+    const float* row = a + r * lda;
+    float* to = dots + r * ld;
+    switch (dim / static_cast<int64_t>(kLanes)) {
+      case 1:
+        DotRow<1>(row, b, dim, to);
+        break;
+      case 2:
+        DotRow<2>(row, b, dim, to);
+        break;
+      case 3:
+        DotRow<3>(row, b, dim, to);
+        break;
+      case 4:
+        DotRow<4>(row, b, dim, to);
+        break;
+      case 5:
+        DotRow<5>(row, b, dim, to);
+        break;
+      case 8:
+        DotRow<8>(row, b, dim, to);
+        break;
+      default:
+        DotRow<0>(row, b, dim, to);
+    }
   }
-  for (; r < rows; ++r) DotRows<1>(a + r * lda, lda, b, dim, dots + r * ld, ld);
 }
 
 constexpr size_t kSumColumns = kParts == 1 ? 4 : 1;  // vectors of a row whose four chains are in registers
@@ -167,6 +272,49 @@ HWY_INLINE void Scatter(const float* p, int64_t ldp, int64_t rows, const float* 
   if (left == 3) ScatterColumns<3>(p, ldp, rows, a, lda, column, list, to);
   if (left == 2) ScatterColumns<2>(p, ldp, rows, a, lda, column, list, to);
   if (left == 1) ScatterColumns<1>(p, ldp, rows, a, lda, column, list, to);
+}
+
+// Two scatters into the same rows at once: to.row(i) += [p[i] * a[0, kFirst) | p2[i] * a[kFirst, kFirst + kSecond)], in
+// vectors.
+template <size_t kFirst, size_t kSecond>
+HWY_INLINE void ScatterPair(const float* HWY_RESTRICT p, const float* HWY_RESTRICT p2, const float* HWY_RESTRICT a,
+                            const Listed& list, float* HWY_RESTRICT to) {
+  F16 x[kFirst + kSecond];
+#pragma GCC unroll 8
+  for (size_t n = 0; n < kFirst + kSecond; ++n) x[n] = Load(a + n * kLanes);
+  const int32_t* HWY_RESTRICT index = list.index;
+  const int64_t stride = list.stride, count = list.count;
+  for (int64_t i = 0; i < count; ++i) {
+    float* HWY_RESTRICT at = to + index[i] * stride;
+    const F16 weight = Set(p[i]), weight2 = Set(p2[i]);
+#pragma GCC unroll 8
+    for (size_t n = 0; n < kFirst; ++n) Store(MulAdd(weight, x[n], Load(at + n * kLanes)), at + n * kLanes);
+#pragma GCC unroll 8
+    for (size_t n = kFirst; n < kFirst + kSecond; ++n)
+      Store(MulAdd(weight2, x[n], Load(at + n * kLanes)), at + n * kLanes);
+  }
+}
+// False where no loop was made for these widths.
+HWY_INLINE bool ScatterBoth(const float* p, const float* p2, const float* a, int64_t first, int64_t second,
+                            const Listed& list, float* to) {
+  if constexpr (kParts > 1) return false;
+  const int64_t lanes = kLanes;
+  switch (first / lanes * 16 + second / lanes) {
+    case 0x11:
+      return ScatterPair<1, 1>(p, p2, a, list, to), true;
+    case 0x21:
+      return ScatterPair<2, 1>(p, p2, a, list, to), true;
+    case 0x22:
+      return ScatterPair<2, 2>(p, p2, a, list, to), true;
+    case 0x32:
+      return ScatterPair<3, 2>(p, p2, a, list, to), true;
+    case 0x33:
+      return ScatterPair<3, 3>(p, p2, a, list, to), true;
+    case 0x44:
+      return ScatterPair<4, 4>(p, p2, a, list, to), true;
+    default:
+      return false;
+  }
 }
 
 }  // namespace cairn::kernels::HWY_NAMESPACE

@@ -140,6 +140,7 @@ void ListedLoss(const IndexerRows& job, const int32_t* selected, const int32_t* 
     };
     for (int64_t j = 0; j < heads; ++j) PadRow(job.q + t * job.q_stride + j * job.dim, job.dim, 1.0f, q + j * padded);
     for (int64_t i = 0; i < count; i += kListTile) Dots(q, padded, heads, tile_at(i), padded, act + i, ld);
+    for (int64_t j = 0; j < heads; ++j) Store(Zero(), act + j * ld + count);  // the last vector's rest
     for (int64_t i = 0; i < count; i += kLanes) {
       F16 s = Zero();
       for (int64_t j = 0; j < heads; ++j) s = MulAdd(Max(Zero(), Load(act + j * ld + i)), Set(w[j]), s);

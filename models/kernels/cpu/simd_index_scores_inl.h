@@ -24,14 +24,14 @@ HWY_INLINE void ScoreHeads(const float* HWY_RESTRICT q, int64_t dim, const float
   for (auto& head : sum)
     for (auto& s : head) s = hn::Zero(d);
   for (int64_t c = 0; c < dim; ++c, keys += kKeyTile) {
-    Vec k[kScoreVectors];
+    Vec a[kHeads];
 #pragma GCC unroll 4
-    for (size_t n = 0; n < kScoreVectors; ++n) k[n] = hn::LoadU(d, keys + n * kWidth);
+    for (size_t j = 0; j < kHeads; ++j) a[j] = hn::Set(d, q[j * dim + c]);
 #pragma GCC unroll 4
-    for (size_t j = 0; j < kHeads; ++j) {
-      const Vec a = hn::Set(d, q[j * dim + c]);
+    for (size_t n = 0; n < kScoreVectors; ++n) {
+      const Vec k = hn::LoadU(d, keys + n * kWidth);
 #pragma GCC unroll 4
-      for (size_t n = 0; n < kScoreVectors; ++n) sum[j][n] = hn::MulAdd(a, k[n], sum[j][n]);
+      for (size_t j = 0; j < kHeads; ++j) sum[j][n] = hn::MulAdd(a[j], k, sum[j][n]);
     }
   }
 #pragma GCC unroll 4

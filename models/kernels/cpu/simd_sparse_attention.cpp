@@ -38,92 +38,159 @@ void PackKeysAndValues(const SparseCall& call, Rows k, Rows v, int64_t count, fl
   PadRows(v, count, call.value_dim, call.values, 1.0f, packed + call.keys, call.row());
 }
 
+// Asks for what a later row will read: rows of one head lie far from one another.
+HWY_INLINE void Fetch(const float* from, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += kLanes) __builtin_prefetch(from + i);
+}
+constexpr int64_t kAhead = 3;  // rows
+
+// f(row, first entry, last entry) for the entries of every row that stand in a key block, block by block: what all rows
+// read and write lies near meanwhile.
+template <class Job, class F>
+HWY_INLINE void ForBlocks(const SparseCall& call, const Job& job, int64_t begin, int64_t end, F f) {
+  for (int64_t block = 0; block < job.blocks; ++block)
+    for (int64_t t = std::max(begin, block * job.block_rows); t < end; ++t) {
+      const int32_t* splits = job.splits + t * (job.blocks + 1) + block;
+      if (t + kAhead < end) {  // a row's part of a block stands apart from the next row's
+        const int32_t* ahead = splits + kAhead * (job.blocks + 1);
+        const int32_t* list = job.selected + (t + kAhead) * call.width;
+        for (int64_t i = ahead[0]; i < ahead[1]; i += kLanes) __builtin_prefetch(list + i);
+      }
+      if (splits[0] < splits[1]) f(t, int64_t{splits[0]}, int64_t{splits[1]});
+    }
+}
+
+// Joins a part of a row's softmax with what came before: maximum (log2), sum, and values that are not yet divided.
+struct Softmax {
+  float most, total;
+};
+HWY_INLINE void JoinPart(Softmax& state, Softmax part, const float* values, int64_t dim, float* sums) {
+  if (state.most == kNothing) {
+    state = part;
+    for (int64_t c = 0; c < dim; c += kLanes) Store(Load(values + c), sums + c);
+    return;
+  }
+  const F16 most = Set(std::max(state.most, part.most));
+  const F16 alpha = Exp2(Set(state.most) - most), beta = Exp2(Set(part.most) - most);
+  state.most = hn::GetLane(most.v[0]);
+  state.total = hn::GetLane(MulAdd(Set(part.total), beta, Set(state.total) * alpha).v[0]);
+  for (int64_t c = 0; c < dim; c += kLanes) Store(MulAdd(Load(values + c), beta, Load(sums + c) * alpha), sums + c);
+}
+
+// Scores in units of log2, with room for 16 more -> probabilities that are not yet divided by their sum.
+HWY_INLINE Softmax SoftmaxPart(float* s, int64_t count) {
+  Store(Set(kNothing), s + count);  // the last vector's rest
+  F16 maximum = Load(s);
+  for (int64_t i = kLanes; i < count; i += kLanes) maximum = Max(maximum, Load(s + i));
+  const float most = ReduceMax(maximum);
+  const F16 base = Set(most == kNothing ? 0.0f : most);
+  F16 sum = Zero();
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const F16 p = Exp2(Load(s + i) - base);
+    Store(p, s + i);
+    sum = sum + p;
+  }
+  return {most, ReduceSum(sum)};
+}
+
 void SparseForwardRows(const SparseCall& call, const SparseForward& job, int64_t begin, int64_t end) {
   static thread_local std::vector<float> memory;
-  const int64_t group = call.group, ld = RoundUp16(call.width) + 16;
-  float* q = Aligned(memory, group * (call.keys + ld + call.values));
-  float *scores = q + group * call.keys, *sums = scores + group * ld;
+  static thread_local std::vector<Softmax> states, heads;
+  // A line: one head of one row, its query and the sum of its values.
+  const int64_t group = call.group, lines = (end - begin) * group, line = call.row();
+  const int64_t ld = RoundUp16(call.width) + 16;
+  float* q = Aligned(memory, lines * line + group * (ld + call.values));
+  float *scores = q + lines * line, *part = scores + group * ld;
+  states.assign(lines, {kNothing, 0.0f});
+  heads.resize(group);
   for (int64_t t = begin; t < end; ++t) {
-    const int64_t count = job.count[t];
-    const Listed list{job.packed, call.row(), job.selected + t * call.width, count};
-    PadRows({job.q.data + t * job.q.stride, call.key_dim}, group, call.key_dim, call.keys, call.q_scale, q, call.keys);
-    for (int64_t i = 0; i < count; i += kListTile) {
-      const Listed tile{list.rows, list.stride, list.index + i, std::min(kListTile, count - i)};
-      Dots(q, call.keys, group, tile, call.keys, scores + i, ld);
+    const float* from = job.q.data + t * job.q.stride;
+    if (t + kAhead < end) Fetch(from + kAhead * job.q.stride, group * call.key_dim);
+    PadRows({from, call.key_dim}, group, call.key_dim, call.keys, call.q_scale, q + (t - begin) * group * line, line);
+    if (job.count[t] > 0) continue;
+    for (int64_t g = 0; g < group; ++g)
+      std::fill_n(q + ((t - begin) * group + g) * line + call.keys, call.values, 0.0f);
+  }
+  ForBlocks(call, job, begin, end, [&](int64_t t, int64_t first, int64_t last) CAIRN_LAMBDA {
+    const int32_t* index = job.selected + t * call.width + first;
+    const int64_t count = last - first;
+    float* own = q + (t - begin) * group * line;
+    for (int64_t i = 0; i < count; i += kListTile)
+      Dots(own, line, group, Listed{job.packed, call.row(), index + i, std::min(kListTile, count - i)}, call.keys,
+           scores + i, ld);
+    std::fill_n(part, group * call.values, 0.0f);
+    for (int64_t g = 0; g < group; ++g) heads[g] = SoftmaxPart(scores + g * ld, count);
+    for (int64_t i = 0; i < count; i += kListTile)
+      AddWeighted(scores + i, ld, group,
+                  Listed{job.packed + call.keys, call.row(), index + i, std::min(kListTile, count - i)}, call.values,
+                  part, call.values);
+    for (int64_t g = 0; g < group; ++g)
+      JoinPart(states[(t - begin) * group + g], heads[g], part + g * call.values, call.values,
+               own + g * line + call.keys);
+  });
+  for (int64_t i = 0; i < lines; ++i) {
+    const int64_t t = begin + i / group, g = i % group;
+    const bool any = job.count[t] > 0;
+    const F16 divisor = Set(any ? states[i].total : 1.0f);
+    const float* from = q + i * line + call.keys;
+    float* to = job.out + t * job.out_stride + g * call.value_dim;
+    ForColumns(call.value_dim,
+               [&](size_t c, auto some) CAIRN_LAMBDA { Store(Load(from + c) / divisor, to + c, some); });
+  }
+  // Natural logarithms of sixteen lines at once.
+  for (int64_t first = 0; first < lines; first += kLanes) {
+    const int64_t last = std::min<int64_t>(first + kLanes, lines);
+    alignas(64) float most[kLanes], total[kLanes], lse[kLanes];
+    for (int64_t i = 0; i < static_cast<int64_t>(kLanes); ++i) {
+      most[i] = states[std::min(first + i, last - 1)].most;
+      total[i] = states[std::min(first + i, last - 1)].total;
     }
-    std::fill_n(sums, group * call.values, 0.0f);
-    float* out = job.out + t * job.out_stride;
-    alignas(64) float total[kLanes], most[kLanes];
-    for (int64_t g = 0; g < group; ++g) {
-      float* s = scores + g * ld;
-      Store(Set(kNothing), s + count);  // the last vector's rest
-      F16 maximum = Set(kNothing);
-      for (int64_t i = 0; i < count; i += kLanes) maximum = Max(maximum, Load(s + i));
-      const float m = ReduceMax(maximum);
-      const F16 base = Set(m == kNothing ? 0.0f : m);
-      F16 sum = Zero();
-      for (int64_t i = 0; i < count; i += kLanes) {
-        const F16 p = Exp2(Load(s + i) - base);
-        Store(p, s + i);
-        sum = sum + p;
-      }
-      total[g % kLanes] = ReduceSum(sum), most[g % kLanes] = m;
-      if (g % kLanes == kLanes - 1 || g == group - 1) {
-        // Natural logarithms of up to 16 heads at once.
-        const int64_t first = g / kLanes * kLanes;
-        alignas(64) float lse[kLanes];
-        Store(MulAdd(Load(most), Set(0.693147181f), Log(Load(total))), lse);
-        for (int64_t h = first; h <= g; ++h) job.lse[h * job.lse_stride + t] = count > 0 ? lse[h - first] : kNothing;
-      }
-      // Probabilities are divided by their sum at the end, with the output.
-      scores[g * ld + ld - 1] = total[g % kLanes];
-    }
-    for (int64_t i = 0; i < count; i += kListTile) {
-      const Listed tile{list.rows + call.keys, list.stride, list.index + i, std::min(kListTile, count - i)};
-      AddWeighted(scores + i, ld, group, tile, call.values, sums, call.values);
-    }
-    for (int64_t g = 0; g < group; ++g) {
-      const F16 divisor = Set(count > 0 ? scores[g * ld + ld - 1] : 1.0f);
-      const float* from = sums + g * call.values;
-      float* to = out + g * call.value_dim;
-      ForColumns(call.value_dim,
-                 [&](size_t c, auto part) CAIRN_LAMBDA { Store(Load(from + c) / divisor, to + c, part); });
+    Store(MulAdd(Load(most), Set(0.693147181f), Log(Load(total))), lse);
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t t = begin + i / group;
+      job.lse[i % group * job.lse_stride + t] = job.count[t] > 0 ? lse[i - first] : kNothing;
     }
   }
 }
 
-void SparseBackwardRows(const SparseCall& call, const SparseBackward& job, int64_t block, int64_t begin, int64_t end) {
+void SparseBackwardRows(const SparseCall& call, const SparseBackward& job, int64_t begin, int64_t end) {
   static thread_local std::vector<float> memory;
   constexpr int64_t kLd = kListTile + 16;
-  const int64_t group = call.group;
-  float* q = Aligned(memory, group * (2 * call.keys + call.values + 2 * kLd + 2));
-  float *dq = q + group * call.keys, *dout = dq + group * call.keys, *p = dout + group * call.values,
-        *ds = p + group * kLd, *lse = ds + group * kLd, *delta = lse + group;
+  // A line: one head of one row, its query, the gradient of its output, the gradient of its query.
+  const int64_t group = call.group, lines = (end - begin) * group, line = call.row() + call.keys;
+  float* q = Aligned(memory, lines * (line + 2) + 2 * group * kLd);
+  float *p = q + lines * line, *ds = p + group * kLd, *lse = ds + group * kLd, *delta = lse + lines;
   for (int64_t t = begin; t < end; ++t) {
-    const int32_t* splits = job.splits + t * (job.blocks + 1);
-    const int64_t first = splits[block], last = splits[block + 1];
-    if (first == last && block > 0) continue;
-    const Rows q_rows{job.q.data + t * job.q.stride, call.key_dim},
-        dout_rows{job.dout.data + t * job.dout.stride, call.value_dim};
-    PadRows(q_rows, group, call.key_dim, call.keys, call.q_scale, q, call.keys);
-    PadRows(dout_rows, group, call.value_dim, call.values, 1.0f, dout, call.values);
-    std::fill_n(dq, group * call.keys, 0.0f);
+    const float *q_row = job.q.data + t * job.q.stride, *dout_row = job.dout.data + t * job.dout.stride,
+                *out_row = job.out.data + t * job.out.stride;
+    if (t + kAhead < end) {
+      Fetch(q_row + kAhead * job.q.stride, group * call.key_dim);
+      Fetch(dout_row + kAhead * job.dout.stride, group * call.value_dim);
+      Fetch(out_row + kAhead * job.out.stride, group * call.value_dim);
+    }
+    float* own = q + (t - begin) * group * line;
+    PadRows({q_row, call.key_dim}, group, call.key_dim, call.keys, call.q_scale, own, line);
+    PadRows({dout_row, call.value_dim}, group, call.value_dim, call.values, 1.0f, own + call.keys, line);
     for (int64_t g = 0; g < group; ++g) {
-      const float *o = job.out.data + t * job.out.stride + g * call.value_dim, *d = dout + g * call.values;
+      const float *o = out_row + g * call.value_dim, *d = own + g * line + call.keys;
       F16 sum = Zero();
       ForColumns(call.value_dim,
                  [&](size_t c, auto part) CAIRN_LAMBDA { sum = MulAdd(Load(o + c, part), Load(d + c), sum); });
-      delta[g] = ReduceSum(sum);
-      lse[g] = job.lse[g * job.lse_stride + t] * 1.44269504f;
+      delta[(t - begin) * group + g] = ReduceSum(sum);
+      lse[(t - begin) * group + g] = job.lse[g * job.lse_stride + t] * 1.44269504f;
+      std::fill_n(own + g * line + call.row(), call.keys, 0.0f);
     }
+  }
+  ForBlocks(call, job, begin, end, [&](int64_t t, int64_t first, int64_t last) CAIRN_LAMBDA {
+    float* own = q + (t - begin) * group * line;
     for (int64_t i = first; i < last; i += kListTile) {
       const int64_t count = std::min(kListTile, last - i);
       const int32_t* index = job.selected + t * call.width + i;
       const Listed keys{job.packed, call.row(), index, count}, values{job.packed + call.keys, call.row(), index, count};
-      Dots(q, call.keys, group, keys, call.keys, p, kLd);
-      Dots(dout, call.values, group, values, call.values, ds, kLd);
+      Dots(own, line, group, keys, call.keys, p, kLd);
+      Dots(own + call.keys, line, group, values, call.values, ds, kLd);
       for (int64_t g = 0; g < group; ++g) {
-        const F16 base = Set(lse[g]), offset = Set(delta[g]);
+        const F16 base = Set(lse[(t - begin) * group + g]), offset = Set(delta[(t - begin) * group + g]);
         float *p_row = p + g * kLd, *ds_row = ds + g * kLd;
         for (int64_t c = 0; c < count; c += kLanes) {  // what stands after the last entry is not read
           const F16 prob = Exp2(Load(p_row + c) - base);
@@ -131,19 +198,17 @@ void SparseBackwardRows(const SparseCall& call, const SparseBackward& job, int64
           Store(prob * (Load(ds_row + c) - offset), ds_row + c);
         }
       }
-      AddWeighted(ds, kLd, group, keys, call.keys, dq, call.keys);
-      Scatter(ds, kLd, group, q, call.keys, call.keys, keys, job.sums);
-      Scatter(p, kLd, group, dout, call.values, call.values, values, job.sums + call.keys);
+      AddWeighted(ds, kLd, group, keys, call.keys, own + call.row(), line);
+      if (group == 1 && ScatterBoth(ds, p, own, call.keys, call.values, keys, job.sums)) continue;
+      Scatter(ds, kLd, group, own, line, call.keys, keys, job.sums);
+      Scatter(p, kLd, group, own + call.keys, line, call.values, values, job.sums + call.keys);
     }
-    const F16 scale = Set(call.dq_scale);
-    for (int64_t g = 0; g < group; ++g) {
-      const float* from = dq + g * call.keys;
-      float* to = job.dq + t * job.dq_stride + g * call.key_dim;
-      ForColumns(call.key_dim, [&](size_t c, auto part) CAIRN_LAMBDA {
-        const F16 old = block > 0 ? Load(to + c, part) : Zero();
-        Store(MulAdd(Load(from + c), scale, old), to + c, part);
-      });
-    }
+  });
+  const F16 scale = Set(call.dq_scale);
+  for (int64_t i = 0; i < lines; ++i) {
+    const float* from = q + i * line + call.row();
+    float* to = job.dq + (begin + i / group) * job.dq_stride + i % group * call.key_dim;
+    ForColumns(call.key_dim, [&](size_t c, auto part) CAIRN_LAMBDA { Store(Load(from + c) * scale, to + c, part); });
   }
 }
 
@@ -180,9 +245,8 @@ void sparse_pack(const SparseCall& call, Rows k, Rows v, int64_t count, float* p
 void sparse_forward_rows(const SparseCall& call, const SparseForward& job, int64_t begin, int64_t end) {
   HWY_DYNAMIC_DISPATCH(SparseForwardRows)(call, job, begin, end);
 }
-void sparse_backward_rows(const SparseCall& call, const SparseBackward& job, int64_t block, int64_t begin,
-                          int64_t end) {
-  HWY_DYNAMIC_DISPATCH(SparseBackwardRows)(call, job, block, begin, end);
+void sparse_backward_rows(const SparseCall& call, const SparseBackward& job, int64_t begin, int64_t end) {
+  HWY_DYNAMIC_DISPATCH(SparseBackwardRows)(call, job, begin, end);
 }
 void sparse_join(const SparseCall& call, const float* sums, int64_t pieces, int64_t piece_stride, int64_t begin,
                  int64_t end, float* dk, int64_t dk_stride, float* dv, int64_t dv_stride) {

@@ -26,28 +26,32 @@ struct SparseForward {
   const float* packed;
   Rows q;
   const int32_t *selected, *count;  // [*, width], [*] entries
+  // [*, blocks + 1]: entries of a row's list that stand before each border of key blocks.
+  const int32_t* splits;
+  int64_t blocks, block_rows;  // rows before block * block_rows list nothing in a block; 0: not known
   float* out;
   int64_t out_stride;
   float* lse;  // head h of the group at lse + h * lse_stride
   int64_t lse_stride;
 };
+// Rows [begin, end), key block by key block: so many rows at a time that reading a block once pays, but memory for
+// (keys + values) floats of each row and head.
 void sparse_forward_rows(const SparseCall& call, const SparseForward& job, int64_t begin, int64_t end);
 
 struct SparseBackward {
   const float* packed;
   Rows q, dout, out;
   const int32_t* selected;
-  // [*, splits + 1]: entries of a row's list that stand before each border of key blocks.
-  const int32_t* splits;
-  int64_t blocks;
+  const int32_t* splits;  // as above
+  int64_t blocks, block_rows;
   const float* lse;
   int64_t lse_stride;
   float* dq;
   int64_t dq_stride;
   float* sums;  // [length, row()]: gradients of packed keys (without dk_scale) and values are added here
 };
-// Rows [begin, end), the entries of key block `block`; its first block sets dq, the others add.
-void sparse_backward_rows(const SparseCall& call, const SparseBackward& job, int64_t block, int64_t begin, int64_t end);
+// Likewise; (2 keys + values) floats of each row and head.
+void sparse_backward_rows(const SparseCall& call, const SparseBackward& job, int64_t begin, int64_t end);
 
 // Sum over pieces p, in order, of sums[p * piece_stride ...], rows [begin, end) -> dk (times dk_scale) and dv, at the
 // sequence's first row.
