@@ -43,9 +43,10 @@ HWY_INLINE void ScoreHeads(const float* HWY_RESTRICT q, int64_t dim, const float
   }
 }
 
-// One query q [heads, dim], w [heads] against transposed keys [dim, 64] -> scores [64].
-HWY_INLINE void ScoreTile(const float* q, const float* w, int64_t heads, int64_t dim, const float* keys,
-                          float* scores) {
+// One query q [heads, dim], w [heads] against transposed keys [dim, 64] -> scores [64]. On its own: inlined, its sums
+// would share the registers with the constants of whatever stands around it.
+static HWY_NOINLINE void ScoreTile(const float* q, const float* w, int64_t heads, int64_t dim, const float* keys,
+                                   float* scores) {
   const Tag d;
   for (int64_t column = 0; column < kKeyTile; column += kScoreVectors * kWidth) {
     Vec s[kScoreVectors];
