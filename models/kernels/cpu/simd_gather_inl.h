@@ -1,6 +1,8 @@
-// Products with rows that a list names, once for every target. Rows are padded with zeros to multiples of 16 floats.
-// The bits of a result depend on its own row and list alone: a dot product is 16 sums over the features, folded; a sum
-// over the list is four chains (entry i goes to chain i % 4) for every 64 entries, joined and added up in order.
+// Products with rows that a list names, once for every target. The loops stand on their own (not inlined), so that
+// their sums do not share the registers with what stands around them. Rows are padded with zeros to multiples of 16
+// floats. The bits of a result depend on its own row and list alone: a dot product is 16 sums over the features,
+// folded; a sum over the list is four chains (entry i goes to chain i % 4) for every 64 entries, joined and added up in
+// order.
 
 #if defined(CAIRN_MODELS_KERNELS_CPU_SIMD_GATHER_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef CAIRN_MODELS_KERNELS_CPU_SIMD_GATHER_INL_H
@@ -63,7 +65,7 @@ HWY_INLINE F16 DotColumns(const F16* a, const float* HWY_RESTRICT b, F16 sum) {
 // dots[i] = a . row(i), sixteen at a time; writes up to fifteen floats after the last. kColumns vectors, or as many as
 // `dim` has where kColumns is 0.
 template <size_t kColumns>
-HWY_INLINE void DotRow(const float* HWY_RESTRICT a, const Listed& b, int64_t dim, float* HWY_RESTRICT dots) {
+HWY_NOINLINE void DotRow(const float* HWY_RESTRICT a, const Listed& b, int64_t dim, float* HWY_RESTRICT dots) {
   if constexpr (kParts == 1) {
     F16 row[kColumns > 0 ? kColumns : 1];
 #pragma GCC unroll 8
@@ -108,8 +110,8 @@ HWY_INLINE void DotRow(const float* HWY_RESTRICT a, const Listed& b, int64_t dim
 }
 
 // dots[r * ld + i] = a[r] . row(i), four rows of a and four listed rows at a time.
-HWY_INLINE void DotFourRows(const float* HWY_RESTRICT a, int64_t lda, const Listed& b, int64_t dim,
-                            float* HWY_RESTRICT dots, int64_t ld) {
+static HWY_NOINLINE void DotFourRows(const float* HWY_RESTRICT a, int64_t lda, const Listed& b, int64_t dim,
+                                     float* HWY_RESTRICT dots, int64_t ld) {
   for (int64_t i = 0; i < b.count; i += 4) {
     const int64_t last = b.count - 1;
     const float* HWY_RESTRICT b0 = b.row(i);
@@ -174,7 +176,7 @@ constexpr size_t kSumColumns = kParts == 1 ? 4 : 1;  // vectors of a row whose f
 
 // to[c] += sum over a tile's list of p[i] * row(i)[c], kColumns vectors of it.
 template <size_t kColumns>
-HWY_INLINE void SumColumns(const float* HWY_RESTRICT p, const Listed& b, int64_t column, float* HWY_RESTRICT to) {
+HWY_NOINLINE void SumColumns(const float* HWY_RESTRICT p, const Listed& b, int64_t column, float* HWY_RESTRICT to) {
   F16 sum[4][kColumns];
 #pragma GCC unroll 4
   for (size_t j = 0; j < 4; ++j)
@@ -277,8 +279,8 @@ HWY_INLINE void Scatter(const float* p, int64_t ldp, int64_t rows, const float* 
 // Two scatters into the same rows at once: to.row(i) += [p[i] * a[0, kFirst) | p2[i] * a[kFirst, kFirst + kSecond)], in
 // vectors.
 template <size_t kFirst, size_t kSecond>
-HWY_INLINE void ScatterPair(const float* HWY_RESTRICT p, const float* HWY_RESTRICT p2, const float* HWY_RESTRICT a,
-                            const Listed& list, float* HWY_RESTRICT to) {
+HWY_NOINLINE void ScatterPair(const float* HWY_RESTRICT p, const float* HWY_RESTRICT p2, const float* HWY_RESTRICT a,
+                              const Listed& list, float* HWY_RESTRICT to) {
   F16 x[kFirst + kSecond];
 #pragma GCC unroll 8
   for (size_t n = 0; n < kFirst + kSecond; ++n) x[n] = Load(a + n * kLanes);
