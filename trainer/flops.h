@@ -12,7 +12,13 @@ inline double step_flops(const models::Decoder& model, int64_t tokens, int64_t c
   for (const auto& parameter : model.parameters().all()) {
     const bool product = parameter.role == models::Role::matrix || parameter.role == models::Role::head ||
                          (parameter.name == "model.embed_tokens.weight" && model.config().tie_word_embeddings);
-    if (product) weights += static_cast<double>(parameter.numel());
+    if (!product) continue;
+    double active = 1;  // of a block's experts a token sees some
+    if (parameter.name.find(".mlp.experts.") != std::string::npos) {
+      const auto& experts = model.config().blocks.at(std::stoul(parameter.name.substr(13))).experts;
+      active = static_cast<double>(experts->num_experts_per_tok) / static_cast<double>(experts->num_experts);
+    }
+    weights += active * static_cast<double>(parameter.numel());
   }
   for (const auto& block : model.config().blocks)
     attention += 6.0 * block.attention.num_attention_heads * block.attention.head_dim * context;

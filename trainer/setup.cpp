@@ -269,6 +269,19 @@ void check_indexer(const config::RunConfig& config, const models::Parameters& pa
   }
 }
 
+void check_experts(const config::RunConfig& config, const models::DecoderConfig& decoder) {
+  const bool has = std::any_of(decoder.blocks.begin(), decoder.blocks.end(),
+                               [](const models::BlockConfig& block) { return block.experts.has_value(); });
+  if (has) return;
+  for (size_t i = 0; i < config.stages.size(); ++i) {
+    if (config.stages[i].experts == config::ExpertsOptions()) continue;
+    const std::string own = fmt::format("stages.{}.experts", i);
+    config.fail(config.locations.contains(own) ? own : "experts",
+                "found settings of experts, but the model has none: expected a model_type with experts (mixtral, "
+                "qwen3_moe, glm4_moe, ...), or no such section");
+  }
+}
+
 StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step,
                            std::optional<int64_t> last) {
   const config::IndexerOptions& indexer = stage.indexer;
@@ -283,6 +296,10 @@ StepSettings step_settings(const config::RunConfig& config, const config::Stage&
           .indexer_lr = lr * (indexer.lr ? *indexer.lr / stage.optim.lr : 1),
           .indexer_clip = indexer.clip,
           .indexer = indexer_pass(stage),
+          .experts = {.capacity_factor = stage.experts.capacity_factor,
+                      .sequence_aux_loss = stage.experts.sequence_aux_loss,
+                      .router_z_loss = stage.experts.router_z_loss},
+          .bias_update_speed = stage.experts.bias_update_speed,
           .z_loss = stage.optim.z_loss,
           .dropout = config.model.dropout,
           .dropout_seed = config.seed.dropout,

@@ -57,6 +57,9 @@ models::IndexerPass indexer_pass(const config::Stage& stage);
 void check_indexer(const config::RunConfig& config, const models::Parameters& parameters);
 
 // Everything train_step wants for step n, but for the spike threshold, which hangs on the losses before.
+// Throws config::ConfigError where a stage has settings of experts and the model has none.
+void check_experts(const config::RunConfig& config, const models::DecoderConfig& decoder);
+
 StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step,
                            std::optional<int64_t> last);
 

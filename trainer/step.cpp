@@ -89,7 +89,93 @@ void add_up(models::Measured& measured, parallel::World& world) {
   }
 }
 
+// What the passes of a step have in common; `row`: first sequence of the micro-batch.
+void prepare_pass(models::Pass& pass, const StepData& data, const StepSettings& settings, int64_t n, int64_t row) {
+  pass.products = settings.products;
+  pass.reference = settings.reference;
+  pass.aten = settings.aten;
+  pass.keep_sums = true;
+  pass.dropout = settings.dropout;
+  pass.dropout_seed = settings.dropout_seed;
+  pass.step = n;
+  pass.first_row = row * data.context;
+  pass.row_scale = 1.0 / static_cast<double>(data.rows_count);
+  pass.query_scale = data.queries > 0 ? 1.0 / static_cast<double>(data.queries) : 0;
+  pass.indexer = settings.indexer;
+  pass.experts = settings.experts;
+}
+
+// router_aux_loss_coef: the loss is E * sum over the experts of f P, f the pooled counts of all blocks over the rows of
+// all blocks, P likewise of the scores. Its gradient needs f of the whole batch, so all of it goes forward once before.
+// Undefined where the model asks for no such loss.
+at::Tensor pooled_balance(State& state, const StepData& data, const StepSettings& settings) {
+  double coefficient = 0;
+  int64_t blocks = 0, experts = 0;
+  for (const models::BlockConfig& block : state.model().config().blocks) {
+    if (!block.experts || block.experts->router_aux_loss_coef == 0) continue;
+    coefficient = block.experts->router_aux_loss_coef, experts = block.experts->num_experts, ++blocks;
+  }
+  if (blocks == 0) return {};
+  const at::NoGradGuard no_grad;
+  const parallel::World& world = state.world();
+  const int64_t ranks = world.size, rows = settings.batch / ranks, first = world.rank * rows;
+  models::Measured measured;
+  for (int64_t row = 0; row < rows; row += settings.micro_batch) {
+    const data::Batch batch = data.rows(first + row, std::min(settings.micro_batch, rows - row));
+    ModelInput input = model_input(batch);
+    prepare_pass(input.pass, data, settings, state.step + 1, first + row);
+    input.pass.indexer.train = false;
+    input.pass.measured = &measured;
+    state.model().hidden(input.ids, input.pass);
+  }
+  add_up(measured, state.world());
+  at::Tensor counts = at::zeros({experts}, at::kDouble);
+  for (const auto& [block, count] : measured.experts) counts += count.to(at::kDouble);
+  const double total_rows = static_cast<double>(data.rows_count) * static_cast<double>(blocks);
+  return (counts * (coefficient * static_cast<double>(experts) / (total_rows * total_rows))).to(at::kFloat);
+}
+
+// Of the tokens per expert of each block: violation (max - mean) / mean, dead experts, entropy of the shares in nats.
+void measure_loads(models::Measured& measured) {
+  for (const auto& [block, counts] : measured.experts) {
+    const int64_t E = counts.numel(), *count = counts.const_data_ptr<int64_t>();
+    double total = 0, most = 0, dead = 0, entropy = 0;
+    for (int64_t e = 0; e < E; ++e) {
+      const double c = static_cast<double>(count[e]);
+      total += c, most = std::max(most, c), dead += count[e] == 0;
+    }
+    if (total == 0) continue;
+    for (int64_t e = 0; e < E; ++e) {
+      const double share = static_cast<double>(count[e]) / total;
+      if (share > 0) entropy -= share * std::log(share);
+    }
+    measured.add(block, "expert_violation", most * static_cast<double>(E) / total - 1, 1);
+    measured.add(block, "dead_experts", dead, 1);
+    measured.add(block, "expert_entropy", entropy, 1);
+  }
+}
+
 }  // namespace
+
+void move_routing_biases(models::Decoder& model, const models::Measured& measured, double speed) {
+  if (speed == 0) return;
+  const at::NoGradGuard no_grad;
+  for (const auto& [block, counts] : measured.experts) {
+    const auto& experts = model.config().blocks.at(block).experts;
+    if (!experts || !experts->correction_bias) continue;
+    const at::Tensor bias =
+        model.parameters()
+            .buffer(fmt::format("model.layers.{}.mlp.{}.e_score_correction_bias", block, experts->gate_name))
+            .tensor;
+    const int64_t E = counts.numel(), total = counts.sum().item<int64_t>(), *count = counts.const_data_ptr<int64_t>();
+    at::Tensor moves = at::zeros({E}, at::kFloat);
+    for (int64_t e = 0; e < E; ++e) {
+      const int64_t missing = total - count[e] * E;  // sign of mean - count, exactly
+      moves.data_ptr<float>()[e] = static_cast<float>(missing > 0 ? speed : missing < 0 ? -speed : 0.0);
+    }
+    at::Tensor(bias).add_(moves.to(bias.device()));
+  }
+}
 
 StepResult train_step(State& state, const StepData& data, const StepSettings& settings, StepObserver* observer) {
   if (observer) observer->before(state, data, settings);
@@ -100,6 +186,8 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
   const LastBackward last_backward(state);
   const bool overlapped = state.model().parameters().flat().scalar_type() == at::kFloat && world.size > 1;
 
+  models::ExpertsPass experts = settings.experts;
+  if (settings.trains_model) experts.balance = pooled_balance(state, data, settings);
   const bool trains_indexer = settings.trains_indexer && state.has(models::Group::indexer);
   models::Measured measured;
   std::vector<double> sums;         // [local lanes][nll, z, correct]
@@ -113,17 +201,8 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
       const int64_t rows = std::min(settings.micro_batch, lane_rows - row);
       const data::Batch batch = data.rows(first + row, rows);
       ModelInput input = model_input(batch);
-      input.pass.products = settings.products;
-      input.pass.reference = settings.reference;
-      input.pass.aten = settings.aten;
-      input.pass.keep_sums = true;
-      input.pass.dropout = settings.dropout;
-      input.pass.dropout_seed = settings.dropout_seed;
-      input.pass.step = n;
-      input.pass.first_row = (first + row) * batch.context;
-      input.pass.row_scale = 1.0 / static_cast<double>(data.rows_count);
-      input.pass.query_scale = data.queries > 0 ? 1.0 / static_cast<double>(data.queries) : 0;
-      input.pass.indexer = settings.indexer;
+      prepare_pass(input.pass, data, settings, n, first + row);
+      input.pass.experts = experts;
       input.pass.measured = &measured;
       if (overlapped && lane + 1 == local_lanes && row + rows == lane_rows) input.pass.seams = &last_backward;
       const models::Loss loss =
@@ -150,6 +229,7 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
   StepResult result{
       .loss = total[0] / targets, .z_loss = settings.z_loss * total[1] / targets, .accuracy = total[2] / targets};
   add_up(measured, world);
+  measure_loads(measured);
   result.measured = std::move(measured);
   std::vector<std::pair<int64_t, int64_t>> parts;
   for (const auto& range : state.model().parameters().groups()) parts.emplace_back(range.begin, range.end);
@@ -169,6 +249,7 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
     if (trains_indexer)
       state.optimizer(models::Group::indexer)
           .step(settings.indexer_lr, optim::clip_coefficient(*result.indexer_grad_norm, settings.indexer_clip));
+    if (settings.trains_model) move_routing_biases(state.model(), result.measured, settings.bias_update_speed);
     state.gather_weights();
     if (state.ema()) state.ema()->update();
   }

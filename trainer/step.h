@@ -19,6 +19,8 @@ struct StepSettings {
   bool trains_indexer = false;  // likewise, where the model has one
   double indexer_lr = 1e-3, indexer_clip = 1.0;
   models::IndexerPass indexer;
+  models::ExpertsPass experts;   // its `balance` is filled by the step
+  double bias_update_speed = 0;  // of routing biases
   double z_loss = 0;
   double dropout = 0;
   uint64_t dropout_seed = 0;
@@ -67,6 +69,10 @@ class StepObserver {
 // Turns state n-1 into state n, n = state.step + 1. Collective over the ranks of the state's world.
 StepResult train_step(State& state, const StepData& data, const StepSettings& settings,
                       StepObserver* observer = nullptr);
+
+// DeepSeek-V3's balancing without a loss: moves every expert's routing bias by `speed`, up where fewer tokens than the
+// mean chose it, down where more did. `measured`: counts of the global batch.
+void move_routing_biases(models::Decoder& model, const models::Measured& measured, double speed);
 
 // What a model needs to know of rows of a batch. The tensors copy the batch's numbers.
 struct ModelInput {

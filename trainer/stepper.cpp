@@ -44,6 +44,7 @@ void Stepper::prepare(const data::ProgressCallback& progress, const std::filesys
   tokenizer_ = make_tokenizer(config_, run);
   decoder_config_ = make_decoder_config(config_, *tokenizer_, run);
   check_samples(config_, *tokenizer_, decoder_config_);
+  check_experts(config_, decoder_config_);
   data_ = make_dataset(config_, tokenizer_, progress);
   last_ = last_step(config_, *data_);
   check_schedules(config_, last_);

@@ -137,6 +137,14 @@ class Loop {
     // Of each measure that layers took, its mean by block.
     for (const auto& [key, sum] : made.result.measured.sums)
       if (sum.weight > 0) line["layers"][key.first][std::to_string(key.second)] = sum.sum / sum.weight;
+    // Tokens of each expert, where a line can hold them; the probe expert_load measures the others.
+    int64_t experts = 0;
+    for (const auto& [block, counts] : made.result.measured.experts) experts += counts.numel();
+    for (const auto& [block, counts] : made.result.measured.experts) {
+      if (experts > 1024) break;
+      const int64_t* count = counts.const_data_ptr<int64_t>();
+      line["expert_tokens"][std::to_string(block)] = std::vector<int64_t>(count, count + counts.numel());
+    }
     if (made.settings.z_loss > 0) line["z_loss"] = made.result.z_loss;
     line["accuracy"] = made.result.accuracy;
     line["batch"] = {

@@ -1,6 +1,7 @@
 #include "trainer/bench/attention.h"
 #include "trainer/bench/checkpoint.h"
 #include "trainer/bench/decode.h"
+#include "trainer/bench/moe.h"
 #include "trainer/bench/replay.h"
 #include "trainer/bench/train.h"
 #include "trainer/bench/trajectory.h"
@@ -18,6 +19,7 @@ Action bench_verb(CLI::App& command) {
     bench::TrajectoryBenchOptions trajectory;
     bench::ReplayBenchOptions replay;
     bench::AttentionBenchOptions attention;
+    bench::MoeBenchOptions moe;
     int threads = 0;
     bool json = false;
   };
@@ -79,7 +81,15 @@ Action bench_verb(CLI::App& command) {
   a->add_option("--rounds", o->attention.rounds, "default 3")->check(CLI::Range(1, 1000));
   a->add_flag("!--no-dense", o->attention.dense, "leave out what grows with the square of the context");
   a->callback([o, chosen] { *chosen = [o] { return bench::bench_attention(o->attention); }; });
-  for (CLI::App* sub : {t, d, c, w, r, a}) {
+  CLI::App* m = command.add_subcommand(
+      "moe", "the training step of a mixture of experts, in turns with a dense model of as many active parameters");
+  m->add_option("--experts", o->moe.experts, "numbers of experts (default 8 64)")->check(CLI::Range(1, 4096));
+  m->add_option("--topk", o->moe.topk, "experts a token goes to (default 4)")->check(CLI::Range(1, 4096));
+  m->add_option("--micro-batches", o->moe.micro_batches, "of 8 sequences, a step (default 1)")
+      ->check(CLI::Range(1, 1000));
+  m->add_option("--steps", o->moe.steps, "pairs of steps that count (default 7)")->check(CLI::Range(1, 1000000));
+  m->callback([o, chosen] { *chosen = [o] { return bench::bench_moe(o->moe); }; });
+  for (CLI::App* sub : {t, d, c, w, r, a, m}) {
     sub->add_option("--threads", o->threads, "default: all");
     sub->add_flag("--json", o->json, "one line of JSON");
   }

@@ -32,6 +32,7 @@ constexpr Entry kVerbs[] = {
     {"chat", "talk with a model on the terminal (plain continuation)", chat_verb},
     {"diff", "two models compared tensor by tensor, or two runs setting by setting", diff_verb},
     {"merge", "one model made of several: averages, SLERP, task vectors", merge_verb},
+    {"upcycle", "a mixture of experts that begins with the weights of a dense model", upcycle_verb},
     {"analyze", "measures over the states of a run or a series", analyze_verb},
     {"report", "one HTML page of a run, or of several compared: curves, time line, maps, spectra, samples", report_verb},
     {"export", "a model or weights over steps in another format: hf, hdf5", export_verb},

@@ -36,6 +36,7 @@ Action replay_verb(CLI::App& command);
 Action fork_verb(CLI::App& command);
 Action diff_verb(CLI::App& command);
 Action merge_verb(CLI::App& command);
+Action upcycle_verb(CLI::App& command);
 Action analyze_verb(CLI::App& command);
 Action export_verb(CLI::App& command);
 Action report_verb(CLI::App& command);

@@ -112,6 +112,15 @@ struct IndexerOptions {
   bool operator==(const IndexerOptions&) const = default;
 };
 
+// A model with experts: what keeps their load even.
+struct ExpertsOptions {
+  double bias_update_speed = 0.001;  // of the routing bias, where the model has one; 0: off
+  double sequence_aux_loss = 0;      // coefficient; 0: off
+  double router_z_loss = 0;          // coefficient; 0: off
+  double capacity_factor = 0;        // 0: no token is dropped
+  bool operator==(const ExpertsOptions&) const = default;
+};
+
 struct SpikeOptions {
   std::string action = "none";  // none skip stop
   double factor = 3.0;          // a spike: loss > factor * median of the last `window` losses

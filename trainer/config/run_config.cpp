@@ -86,10 +86,11 @@ Location RunConfig::locate(std::string_view key) const {
 void RunConfig::fail(std::string_view key, std::string_view message) const { config::fail(locate(key), key, message); }
 
 bool RunConfig::operator==(const RunConfig& other) const {
-  return std::tie(objective, seed, model, data, optim, indexer, train, checkpoints, trajectory, eval, parallel, metrics,
-                  stages, staged) == std::tie(other.objective, other.seed, other.model, other.data, other.optim,
-                                              other.indexer, other.train, other.checkpoints, other.trajectory,
-                                              other.eval, other.parallel, other.metrics, other.stages, other.staged);
+  return std::tie(objective, seed, model, data, optim, indexer, experts, train, checkpoints, trajectory, eval, parallel,
+                  metrics, stages, staged) == std::tie(other.objective, other.seed, other.model, other.data,
+                                                       other.optim, other.indexer, other.experts, other.train,
+                                                       other.checkpoints, other.trajectory, other.eval, other.parallel,
+                                                       other.metrics, other.stages, other.staged);
 }
 
 RunConfig load(const std::filesystem::path& file, const std::vector<std::string>& overrides) {

@@ -21,6 +21,7 @@ struct Stage {
   DataOptions data;              // every section complete: what the stage changes is laid over the run's own
   OptimOptions optim;
   IndexerOptions indexer;
+  ExpertsOptions experts;
   TrainOptions train;
   // The schedule's clock: step n of the run is step n - schedule_first of the schedule, which lasts schedule_steps.
   // A stage that sets optim.schedule has a schedule of its own over its steps; all others share the run's.
@@ -37,6 +38,7 @@ struct RunConfig {
   DataOptions data;
   OptimOptions optim;
   IndexerOptions indexer;
+  ExpertsOptions experts;
   TrainOptions train;
   CheckpointOptions checkpoints;
   TrajectoryOptions trajectory;

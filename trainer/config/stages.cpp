@@ -11,7 +11,8 @@ namespace cairn::config {
 namespace {
 
 // `index_topk: K` and `train: indexer` are short for indexer.topk and indexer.train.
-const std::vector<std::string> kStageKeys = {"name", "steps", "data", "optim", "indexer", "index_topk", "train"};
+const std::vector<std::string> kStageKeys = {"name",    "steps",      "data",    "optim",
+                                             "indexer", "index_topk", "experts", "train"};
 
 // Keys of data, optim and train that hold for the whole run, and why.
 const std::vector<std::pair<std::string, std::string>> kFixed = {
@@ -73,7 +74,8 @@ Stage read_stage(const Tree& tree, const std::string& prefix, const RunConfig& r
     fail(tree.where, prefix.substr(0, prefix.size() - 1),
          fmt::format("found {}, expected a section with `steps`", tree.found()));
   refuse_fixed(tree, prefix);
-  Stage stage{.data = run.data, .optim = run.optim, .indexer = run.indexer, .train = unresolved};
+  Stage stage{
+      .data = run.data, .optim = run.optim, .indexer = run.indexer, .experts = run.experts, .train = unresolved};
   if (const auto* name = tree.find("name")) read_value(name->value, prefix + "name", any(), stage.name);
   const auto* steps = tree.find("steps");
   if (!steps) fail(tree.where, prefix + "steps", "found nothing, expected the number of steps of the stage");
@@ -82,6 +84,7 @@ Stage read_stage(const Tree& tree, const std::string& prefix, const RunConfig& r
   lay_over(tree, prefix, "data", stage.data);
   lay_over(tree, prefix, "optim", stage.optim);
   lay_over(tree, prefix, "indexer", stage.indexer);
+  lay_over(tree, prefix, "experts", stage.experts);
   if (const auto* topk = tree.find("index_topk"))
     read_value(topk->value, prefix + "index_topk", at_least(1), stage.indexer.topk);
   if (const auto* train = tree.find("train"); train && train->value.is_scalar())
@@ -97,6 +100,7 @@ Json overrides_of(Stage& stage, const Tree& tree) {
   const Json full = {{"data", Writer::write(stage.data)},
                      {"optim", Writer::write(stage.optim)},
                      {"indexer", Writer::write(stage.indexer)},
+                     {"experts", Writer::write(stage.experts)},
                      {"train", Writer::write(stage.train)}};
   Json part = prune(full, tree);
   if (const auto* train = tree.find("train"); train && train->value.is_scalar()) {
@@ -108,7 +112,7 @@ Json overrides_of(Stage& stage, const Tree& tree) {
   if (part.contains("train") &&
       (part["train"].contains("batch") || part["train"].contains("lanes") || part["train"].contains("micro_batch")))
     for (const char* key : {"batch", "micro_batch", "lanes"}) part["train"][key] = full["train"][key];
-  for (const char* section : {"data", "optim", "indexer", "train"})
+  for (const char* section : {"data", "optim", "indexer", "experts", "train"})
     if (part.contains(section) && part[section].empty()) part.erase(section);
   return part;
 }
@@ -121,8 +125,12 @@ void resolve_stages(const Tree& root, RunConfig& config) {
   const auto* list = root.find("stages");
   config.staged = list && !list->value.is_null();
   if (!config.staged) {
-    Stage whole{
-        .name = "run", .data = config.data, .optim = config.optim, .indexer = config.indexer, .train = config.train};
+    Stage whole{.name = "run",
+                .data = config.data,
+                .optim = config.optim,
+                .indexer = config.indexer,
+                .experts = config.experts,
+                .train = config.train};
     config.stages = {std::move(whole)};
     config.stages[0].steps = config.stages[0].schedule_steps = config.total_steps();
     resolve_names(config);

@@ -114,6 +114,17 @@ void visit(V& v, IndexerOptions& o) {
 }
 
 template <class V>
+void visit(V& v, ExpertsOptions& o) {
+  v.key("bias_update_speed", o.bias_update_speed, at_least(0),
+        "a step moves the routing bias of an expert by this: up below the mean load, down above it (0: off)");
+  v.key("sequence_aux_loss", o.sequence_aux_loss, at_least(0),
+        "coefficient of the sequence-wise balance loss (0: off)");
+  v.key("router_z_loss", o.router_z_loss, at_least(0), "coefficient of the router's squared log-normalizer (0: off)");
+  v.key("capacity_factor", o.capacity_factor, at_least(0),
+        "of each sequence an expert takes at most this times the even share, the first ones (0: all)");
+}
+
+template <class V>
 void visit(V& v, SpikeOptions& o) {
   v.key("action", o.action, one_of({"none", "skip", "stop"}), "what a loss spike does to the step");
   v.key("factor", o.factor, above(1), "a spike: loss above this times the median of the window");
@@ -208,6 +219,7 @@ void visit(V& v, RunConfig& o) {
   v.section("data", o.data, "what is read");
   v.section("optim", o.optim, "how weights move");
   v.section("indexer", o.indexer, "sparse attention: what the indexer does and learns");
+  v.section("experts", o.experts, "mixtures of experts: how their load is kept even");
   v.section("train", o.train, "the loop");
   v.section("checkpoints", o.checkpoints, "what is kept");
   v.section("trajectory", o.trajectory, "weights of many steps in one file");

@@ -8,9 +8,9 @@ namespace cairn {
 
 const std::vector<const ProbeKind*>& probe_kinds() {
   static const std::vector<const ProbeKind*> kinds = {
-      &activation_kurtosis_probe, &activation_rms_probe, &attention_entropy_probe, &grad_cosine_probe,
-      &grad_norm_probe,           &hessian_probe,        &induction_probe,         &noise_scale_probe,
-      &token_loss_probe,          &update_ratio_probe,
+      &activation_kurtosis_probe, &activation_rms_probe, &attention_entropy_probe, &expert_load_probe,
+      &grad_cosine_probe,         &grad_norm_probe,      &hessian_probe,           &induction_probe,
+      &noise_scale_probe,         &token_loss_probe,     &update_ratio_probe,
   };
   return kinds;
 }
@@ -34,6 +34,9 @@ class Audience : public models::Capture {
     for (auto* one : all_) {
       if (one->wants_attention()) one->attention(block, q, k, options);
     }
+  }
+  void experts(int64_t block, const at::Tensor& chosen, int64_t num_experts) override {
+    for (auto* one : all_) one->experts(block, chosen, num_experts);
   }
 
  private:

@@ -69,8 +69,8 @@ struct ProbeKind {
   std::unique_ptr<Probe> (*make)(const ProbeOptions& options);  // throws std::invalid_argument on what it cannot do
 };
 
-extern const ProbeKind activation_kurtosis_probe, activation_rms_probe, attention_entropy_probe, grad_cosine_probe,
-    grad_norm_probe, hessian_probe, induction_probe, noise_scale_probe, token_loss_probe, update_ratio_probe;
+extern const ProbeKind activation_kurtosis_probe, activation_rms_probe, attention_entropy_probe, expert_load_probe,
+    grad_cosine_probe, grad_norm_probe, hessian_probe, induction_probe, noise_scale_probe, token_loss_probe, update_ratio_probe;
 
 // The table, in order of name.
 const std::vector<const ProbeKind*>& probe_kinds();
