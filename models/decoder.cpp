@@ -103,7 +103,12 @@ Block::Block(Parameters& parameters, const std::string& name, const DecoderConfi
     return site.empty() ? Norm() : Norm(parameters, name + "." + site, C, config.norm);
   };
   pre_mixer_ = norm(block.norms.pre_mixer);
-  mixer_ = std::make_unique<Attention>(parameters, name + ".self_attn", C, block.attention, index, std::move(rope));
+  if (block.mla) {
+    mixer_ = std::make_unique<Mla>(parameters, name + ".self_attn", C, *block.mla, block.indexer, index, std::move(rope));
+  } else {
+    mixer_ = std::make_unique<Attention>(parameters, name + ".self_attn", C, block.attention, block.indexer, index,
+                                         std::move(rope));
+  }
   post_mixer_ = norm(block.norms.post_mixer);
   pre_feed_forward_ = norm(block.norms.pre_feed_forward);
   if (block.experts)
@@ -148,7 +153,8 @@ Decoder::Decoder(DecoderConfig config, at::ScalarType dtype, at::Device device) 
   std::vector<std::shared_ptr<RopeTable>> tables;  // blocks of equal rope share one
   for (size_t i = 0; i < config_.blocks.size(); ++i) {
     std::shared_ptr<RopeTable> rope;
-    if (const auto& wanted = config_.blocks[i].attention.rope) {
+    const BlockConfig& block = config_.blocks[i];
+    if (const auto& wanted = block.mla ? std::optional(block.mla->rope) : block.attention.rope) {
       for (const auto& table : tables) {
         if (table->config() == *wanted) rope = table;
       }
@@ -168,7 +174,9 @@ Block::Stream Decoder::run_block(size_t index, const Block::Stream& in, const Pa
   const int64_t block = index;
   pass.seams->before_forward(block);
   Block::Stream stream{boundary(in.x, pass, block, false), in.pending};
-  if (checkpointing_ && at::GradMode::is_enabled() && !pass.cache) {
+  // Below the first weight that trains there is no backward pass to run a block again.
+  const bool differentiated = stream.x.requires_grad() || (stream.pending.defined() && stream.pending.requires_grad());
+  if (checkpointing_ && differentiated && at::GradMode::is_enabled() && !pass.cache) {
     const auto out = CheckpointFunction::apply(
         stream.x, stream.pending.defined() ? std::optional<at::Tensor>(stream.pending) : std::nullopt,
         [this, index, pass](const Block::Stream& s) {
@@ -189,6 +197,12 @@ Block::Stream Decoder::run_block(size_t index, const Block::Stream& in, const Pa
 }
 
 at::Tensor Decoder::hidden(const at::Tensor& ids, const Pass& pass) const {
+  const auto shares = [](const BlockConfig& block) { return block.indexer && block.indexer->users > 1; };
+  if (!pass.index_share && std::any_of(config_.blocks.begin(), config_.blocks.end(), shares)) {
+    Pass sharing = pass;
+    sharing.index_share = std::make_shared<IndexShare>();
+    return hidden(ids, sharing);
+  }
   // Inputs may lie on the CPU whatever the model's device: they go there without waiting for it.
   if (const at::Device device = embed_tokens_.device(); ids.is_cpu() && !device.is_cpu()) {
     check_ids(ids, config_.vocab_size);
@@ -231,6 +245,7 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
   at::AutoGradMode grad_mode(gradients);
   const kernels::CrossEntropyOptions options{.scale = scale, .softcap = config_.logit_softcap, .z_loss = z_loss};
   const at::Tensor hidden = this->hidden(ids, pass);
+  const bool through = gradients && hidden.requires_grad();  // false: everything below the head is frozen
   const bool rounded = pass.products != hidden.scalar_type();  // bf16-mixed: the head's operands too
   auto gradient_of = [&](const at::Tensor& t) {
     return gradients && t.defined() && t.requires_grad() ? t.grad() : at::Tensor();
@@ -241,7 +256,7 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
     const auto out =
         kernels::aten::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options,
                                             gradients, gradient_of(head_), gradient_of(head_bias_));
-    if (gradients) torch::autograd::backward({hidden}, {out.dhidden.to(hidden.scalar_type())});
+    if (through) torch::autograd::backward({hidden}, {out.dhidden.to(hidden.scalar_type())});
     if (pass.keep_sums) return {.row_nll = out.row_nll, .sums = out.sums};
     const at::Tensor sums = out.sums.cpu();
     const double* sum = sums.const_data_ptr<double>();
@@ -251,7 +266,7 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
     auto operand = [&](const at::Tensor& t) { return t.defined() ? t.to(pass.products) : t; };
     const auto out =
         kernels::ref::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options);
-    if (gradients) torch::autograd::backward({out.loss}, {});
+    if (gradients && out.loss.requires_grad()) torch::autograd::backward({out.loss}, {});
     return {out.nll, out.z, out.correct, out.row_nll};
   }
   auto operand = [&](const at::Tensor& t) {
@@ -260,7 +275,7 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
   };
   const auto out = kernels::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options,
                                                  gradients, gradient_of(head_), gradient_of(head_bias_));
-  if (gradients) torch::autograd::backward({hidden}, {out.dhidden});
+  if (through) torch::autograd::backward({hidden}, {out.dhidden});
   return {out.nll, out.z, out.correct, out.row_nll};
 }
 

@@ -6,6 +6,7 @@
 #include "models/layers/attention.h"
 #include "models/layers/experts.h"
 #include "models/layers/feed_forward.h"
+#include "models/layers/mla.h"
 
 namespace cairn::models {
 
@@ -20,7 +21,9 @@ struct BlockNorms {
 struct BlockConfig {
   AttentionConfig attention;
   FeedForwardConfig feed_forward;
-  std::optional<ExpertsConfig> experts;  // in place of feed_forward
+  std::optional<MlaConfig> mla;              // in place of `attention`
+  std::optional<IndexerConfig> indexer;      // beside either
+  std::optional<ExpertsConfig> experts;      // in place of `feed_forward`
   BlockNorms norms;
   bool parallel = false;  // x + mixer(norm1(x)) + feed_forward(norm2(x)) (GPT-NeoX)
 };

@@ -5,9 +5,10 @@ namespace {
 
 // ---- the table: one line a family ----
 const Family* const kFamilies[] = {
-    &gemma3_text_family, &glm4_moe_family, &gpt2_family,      &gpt_neox_family, &gpt_oss_family,
-    &llama_family,       &mistral_family,  &mixtral_family,   &olmo2_family,    &olmo3_family,
-    &qwen2_family,       &qwen3_family,    &qwen3_moe_family, &smollm3_family,
+    &deepseek_v3_family, &deepseek_v32_family, &gemma3_text_family, &glm4_moe_family,  &glm_moe_dsa_family,
+    &gpt2_family,        &gpt_neox_family,     &gpt_oss_family,     &llama_family,     &llama_dsa_family,
+    &mistral_family,     &mixtral_family,      &olmo2_family,       &olmo3_family,     &qwen2_family,
+    &qwen3_family,       &qwen3_dsa_family,    &qwen3_moe_family,   &smollm3_family,
 };
 
 // ---- initialisations ----
@@ -18,6 +19,7 @@ void scale_residual(DecoderConfig& config) {
     block.attention.out_init_std = block.attention.init_std / std::sqrt(2 * layers);
     block.feed_forward.out_init_std = block.feed_forward.init_std / std::sqrt(2 * layers);
     if (block.experts) block.experts->out_init_std = block.experts->init_std / std::sqrt(2 * layers);
+    if (block.mla) block.mla->out_init_std = block.mla->init_std / std::sqrt(2 * layers);
   }
 }
 struct Scheme {
@@ -45,6 +47,8 @@ void initialisation(DecoderConfig& config, const nlohmann::ordered_json& json) {
             *std *= factor;
           }
           if (block.experts) block.experts->init_std *= factor, block.experts->out_init_std *= factor;
+          if (block.mla) block.mla->init_std *= factor, block.mla->out_init_std *= factor;
+          if (block.indexer) block.indexer->init_std *= factor;
         }
       } else if (key != "std" || !value.is_null()) {
         throw ConfigError("init", fmt::format("found {}: {}, expected name (a text) and std (a number above zero)", key,
@@ -112,6 +116,8 @@ std::string shape_text(at::IntArrayRef sizes) { return fmt::format("[{}]", fmt::
 
 void check(const DecoderConfig& config) {
   for (const BlockConfig& block : config.blocks) {
+    if (block.indexer && config.dropout > 0)
+      throw ConfigError("dropout", fmt::format("found {}, expected 0: attention over a chosen set has no dropout", config.dropout));
     const AttentionConfig& a = block.attention;
     if (a.num_attention_heads % a.num_key_value_heads) {
       throw ConfigError("num_key_value_heads", fmt::format("found {}, expected a divisor of num_attention_heads ({})",

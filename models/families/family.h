@@ -38,6 +38,8 @@ struct Family {
   // instead.
   std::string (*rename)(const std::string& parameter);
   std::vector<DiskTensor> (*disk)(const DecoderConfig& config, const Parameters& parameters);
+  // model_type of the same model without its indexer: a run may start from its weights, and export drops the indexer.
+  const char* without_indexer = nullptr;
 };
 
 // The table of families, in order of name.

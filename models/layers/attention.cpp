@@ -7,6 +7,7 @@
 #include "models/kernels/ref/attention.h"
 #include "models/kernels/ref/rope.h"
 #include "models/kernels/rope.h"
+#include "models/layers/attend.h"
 #include "models/layers/capture.h"
 
 namespace cairn::models {
@@ -151,16 +152,6 @@ struct RopeFunction : torch::autograd::Function<RopeFunction> {
   }
 };
 
-// Rows [length, length + N) of `cache` [capacity, K, D] become those of `rows` [N, K, D]. For a single row two
-// dispatched operators would take longer than the copy.
-void append_rows(const at::Tensor& cache, int64_t length, const at::Tensor& rows) {
-  const int64_t width = rows.size(1) * rows.size(2);
-  const at::Tensor x = rows.stride(1) == rows.size(2) && rows.stride(2) == 1 ? rows : rows.contiguous();
-  const float* from = x.const_data_ptr<float>();
-  float* to = cache.mutable_data_ptr<float>() + length * width;
-  for (int64_t n = 0; n < x.size(0); ++n) std::copy_n(from + n * x.stride(0), width, to + n * width);
-}
-
 // Appends k and v [N, K, D] to the cache and attends from q [N, H, D]; q and k are given up.
 at::Tensor attend_cached(const Core& core, SequenceCache& cache, int64_t block, at::Tensor q, at::Tensor k,
                          const at::Tensor& v, bool fast) {
@@ -173,26 +164,19 @@ at::Tensor attend_cached(const Core& core, SequenceCache& cache, int64_t block, 
     q = kernels::ref::rope(q, core.positions, core.cos, core.sin, core.interleaved);
     k = kernels::ref::rope(k, core.positions, core.cos, core.sin, core.interleaved);
   }
-  const int64_t N = q.size(0), length = cache.length + N;
-  if (length > cache.capacity) {
-    throw std::invalid_argument(fmt::format("key/value cache: {} rows and {} new ones exceed its capacity of {}",
-                                            cache.length, N, cache.capacity));
-  }
+  const int64_t length = cache.length + q.size(0);
   const at::Tensor &keys = cache.layers[block].rows[0], &values = cache.layers[block].rows[1];
-  if (fast) {
-    append_rows(keys, cache.length, k);
-    append_rows(values, cache.length, v);
-    return kernels::attention_decode(q.contiguous(), keys, values, length, core.options);
-  }
-  keys.narrow(0, cache.length, N).copy_(k);
-  values.narrow(0, cache.length, N).copy_(v);
-  return kernels::ref::attention_decode(q, keys, values, length, core.options);
+  append_rows(keys, cache, k);
+  append_rows(values, cache, v);
+  return fast ? kernels::attention_decode(q.contiguous(), keys, values, length, core.options)
+              : kernels::ref::attention_decode(q, keys, values, length, core.options);
 }
 
 }  // namespace
 
 Attention::Attention(Parameters& parameters, const std::string& name, int64_t hidden_size,
-                     const AttentionConfig& config, int64_t block, std::shared_ptr<RopeTable> rope)
+                     const AttentionConfig& config, const std::optional<IndexerConfig>& indexer, int64_t block,
+                     std::shared_ptr<RopeTable> rope)
     : config_(config), block_(block), rope_(std::move(rope)) {
   const int64_t q_width = config.num_attention_heads * config.head_dim,
                 kv_width = config.num_key_value_heads * config.head_dim;
@@ -208,12 +192,35 @@ Attention::Attention(Parameters& parameters, const std::string& name, int64_t hi
   }
   if (config.sinks)
     sinks_ = parameters.add(name + ".sinks", {config.num_attention_heads}, Role::bias, Init::normal(config.init_std));
+  if (indexer) indexer_.emplace(parameters, name + ".indexer", hidden_size, hidden_size, *indexer, block);
   if (config_.scale == 0) config_.scale = 1 / std::sqrt(static_cast<double>(config.head_dim));
 }
 
 LayerCache Attention::make_cache(int64_t capacity, const at::TensorOptions& options) const {
   const std::vector<int64_t> shape{capacity, config_.num_key_value_heads, config_.head_dim};
-  return {.rows = {at::zeros(shape, options), at::zeros(shape, options)}};
+  LayerCache cache{.rows = {at::zeros(shape, options), at::zeros(shape, options)}};
+  if (indexer_) indexer_->add_cache(cache, capacity, options);
+  return cache;
+}
+
+// Attention over the keys that the indexer chooses, or over all of them while it learns; the layer's own RoPE serves
+// both.
+at::Tensor Attention::indexed(const at::Tensor& x, at::Tensor q, at::Tensor k, const at::Tensor& v,
+                              const Rotation& rotation, const kernels::AttentionOptions& options,
+                              const Pass& pass) const {
+  const at::AutoGradMode grad_mode(at::GradMode::is_enabled() && !pass.cache);
+  q = rotated(q, 0, rotation, pass), k = rotated(k, 0, rotation, pass);
+  IndexSet set = indexer_->choose(x, x, rotation, pass);
+  if (pass.cache) {
+    const at::Tensor &keys = pass.cache->layers[block_].rows[0], &values = pass.cache->layers[block_].rows[1];
+    append_rows(keys, *pass.cache, k);
+    append_rows(values, *pass.cache, v);
+    return attend_rows(q, keys, values, set.selected, pass.cache->length + x.size(0), options, pass);
+  }
+  const Attended attended = set.selected.defined() ? attend_selected(q, k, v, set.selected, options, pass)
+                                                   : attend(q, k, v, options, pass, set.wants_attention);
+  indexer_->learn(set, {q, k, attended.lse, options.scale}, options, pass);
+  return attended.out;
 }
 
 at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
@@ -258,6 +265,11 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
     pass.capture->attention(block_, q, k, core->options);
   }
 
+  if (indexer_ && pass.indexer.mode != IndexerPass::Mode::dense) {
+    const auto [q, k, v] = normed();
+    const Rotation rotation{pass.positions, core->cos, core->sin, core->interleaved};
+    return o_proj_.forward(indexed(x, q, k, v, rotation, core->options, pass), pass);
+  }
   if (fast && !pass.cache && !pass.seams->exchanges_attention()) {
     return o_proj_.forward(
         FusedFunction::apply(qkv, optional(q_norm_.weight), optional(k_norm_.weight), optional(sinks_), core), pass);

@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "models/layers/lightning_indexer.h"
 #include "models/layers/linear.h"
 #include "models/layers/mixer.h"
 #include "models/layers/norm.h"
@@ -34,23 +35,27 @@ struct AttentionConfig {
 
 class Attention : public Mixer {
  public:
-  // `name`: "model.layers.3.self_attn".
+  // `name`: "model.layers.3.self_attn". `indexer`: chooses keys where the pass asks for it.
   Attention(Parameters& parameters, const std::string& name, int64_t hidden_size, const AttentionConfig& config,
-            int64_t block, std::shared_ptr<RopeTable> rope);
+            const std::optional<IndexerConfig>& indexer, int64_t block, std::shared_ptr<RopeTable> rope);
 
   // x [N, C], already normalised -> [N, C].
   at::Tensor forward(const at::Tensor& x, const Pass& pass) const override;
-  // Keys and values, [capacity, K, D] each.
+  // Keys and values, [capacity, K, D] each; after them the indexer's keys.
   LayerCache make_cache(int64_t capacity, const at::TensorOptions& options) const override;
   const AttentionConfig& config() const { return config_; }
 
  private:
+  at::Tensor indexed(const at::Tensor& x, at::Tensor q, at::Tensor k, const at::Tensor& v, const Rotation& rotation,
+                     const kernels::AttentionOptions& options, const Pass& pass) const;
+
   AttentionConfig config_;
   int64_t block_ = 0;
   std::shared_ptr<RopeTable> rope_;
   Linear qkv_proj_, o_proj_;
   Norm q_norm_, k_norm_;
   at::Tensor sinks_;  // [H] or undefined
+  std::optional<LightningIndexer> indexer_;
 };
 
 }  // namespace cairn::models

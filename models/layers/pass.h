@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include <memory>
 #include <vector>
 
 #include "models/kernels/available.h"
@@ -13,6 +14,7 @@ namespace cairn::models {
 
 class Capture;   // layers/capture.h
 class Measured;  // layers/measured.h
+struct IndexShare;  // layers/lightning_indexer.h
 
 // What a mixer remembers of one sequence.
 struct LayerCache {
@@ -71,6 +73,7 @@ struct Pass {
   double query_scale = 0;  // 1 / such rows
   IndexerPass indexer;
   ExpertsPass experts;
+  std::shared_ptr<IndexShare> index_share;  // where blocks share the sets of their indexers
   Measured* measured = nullptr;  // what layers report; null: nobody asks, or this run of a block will be run again
 
   int64_t rows() const { return batch * length; }

@@ -48,8 +48,10 @@ optim::Role role_of(models::Role role) {
 // torch.optim.AdamW's defaults at lr 1e-3.
 std::unique_ptr<optim::Optimizer> adamw(models::Decoder& decoder) {
   std::vector<optim::Parameter> parameters;
-  for (const models::Parameter& p : decoder.parameters().all())
+  for (const models::Parameter& p : decoder.parameters().all()) {
+    if (p.group != models::Group::model) continue;  // transformers trains no indexer: not even its weights decay
     parameters.push_back({p.name, p.value(), p.grad(), role_of(p.role)});
+  }
   optim::OptimizerOptions options;
   options.betas = {0.9, 0.999};
   options.weight_decay = 0.01;

@@ -88,13 +88,32 @@ def layered(full, sliding):
     return {"full_attention": {"rope_type": "default", **full}, "sliding_attention": {"rope_type": "default", **sliding}}
 
 
+# Latent attention; experts in several groups, shared ones beside them; an indexer of many heads, so that no score ties with another,
+# which chooses fewer keys than the context has.
+LATENT = dict(vocab_size=61, hidden_size=36, intermediate_size=44, num_hidden_layers=3, num_attention_heads=5, num_key_value_heads=5, q_lora_rank=20,
+              kv_lora_rank=12, qk_nope_head_dim=10, qk_rope_head_dim=6, v_head_dim=14, first_k_dense_replace=3, moe_intermediate_size=24, n_routed_experts=8,
+              num_experts_per_tok=3, n_group=4, topk_group=2, n_shared_experts=2, max_position_embeddings=64, rms_norm_eps=1e-3, bos_token_id=None,
+              eos_token_id=None, pad_token_id=None)
+INDEX = dict(index_topk=7, index_n_heads=16, index_head_dim=12)
+DEEPSEEK_YARN = {**YARN, "rope_theta": 1e4, "beta_fast": 8.0, "beta_slow": 0.5, "mscale": 1.0, "mscale_all_dim": 0.7}
+
+
+def latent(**changes):
+    return {**LATENT, **changes}
+
+
+def indexed(**changes):
+    return {**LATENT, **INDEX, **changes}
+
+
 NEOX = dict(vocab_size=61, hidden_size=40, intermediate_size=52, num_hidden_layers=3, num_attention_heads=2, max_position_embeddings=64, layer_norm_eps=1e-3,
             bos_token_id=None, eos_token_id=None, pad_token_id=None)
 GPT2 = dict(vocab_size=61, n_embd=36, n_layer=3, n_head=3, n_positions=40, layer_norm_epsilon=1e-3, bos_token_id=None, eos_token_id=None,
             attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
 
 # name, model_type, keys, and what is special: `config`, `tensors`: what is done to the files before anyone reads them; `shards`: their
-# size; `length`: tokens in a row (beyond the kernels' tiles)
+# size; `length`: tokens in a row (beyond the kernels' tiles); `steps`: of training (the more rows choose, the closer the closest choice);
+# `loose`: False: not in bfloat16
 CASES = [
     ("gpt2", "gpt2", GPT2, {}),
     ("gpt2 untied", "gpt2", {**GPT2, "tie_word_embeddings": False, "n_inner": 50, "activation_function": "relu",
@@ -132,6 +151,18 @@ CASES = [
     ("olmo3 two bases", "olmo3", gated(sliding_window=4, attention_bias=True, tie_word_embeddings=True,
                                        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
                                        rope_parameters=layered({**LLAMA3, "rope_theta": 4e3}, {"rope_theta": 50.0})), {}),
+    ("deepseek_v3", "deepseek_v3", latent(), {}),
+    ("deepseek_v3 yarn, old keys", "deepseek_v3", latent(attention_bias=True, v_head_dim=18, rope_parameters=DEEPSEEK_YARN), {"config": old_rope}),
+    ("deepseek_v3 no q latent, halves", "deepseek_v3", latent(q_lora_rank=None, rope_interleave=False, tie_word_embeddings=True, first_k_dense_replace=3), {}),
+    ("deepseek_v32", "deepseek_v32", indexed(), {}),
+    ("deepseek_v32 another seed", "deepseek_v32", indexed(index_topk=5), {}),
+    ("deepseek_v32 yarn, long", "deepseek_v32", indexed(index_topk=33, attention_bias=True, index_n_heads=24, rope_parameters=DEEPSEEK_YARN,
+                                                        max_position_embeddings=256), {"length": 150, "steps": 0}),
+    ("glm_moe_dsa", "glm_moe_dsa", indexed(n_group=1, topk_group=1), {}),
+    ("glm_moe_dsa shared sets", "glm_moe_dsa", indexed(num_hidden_layers=5, first_k_dense_replace=5, indexer_types=["full", "full", "shared", "shared", "full"]), {}),
+    ("deepseek_v3 experts", "deepseek_v3", latent(first_k_dense_replace=1), {"loose": False}),
+    ("deepseek_v32 experts", "deepseek_v32", indexed(first_k_dense_replace=1), {}),
+    ("glm_moe_dsa experts, shared sets", "glm_moe_dsa", indexed(first_k_dense_replace=1, indexer_types=["full", "shared", "shared"]), {}),
     ("smollm3", "smollm3", gated(no_rope_layer_interval=2), {"config": old_rope}),
     ("smollm3 windows", "smollm3", gated(attention_bias=True, mlp_bias=True, tie_word_embeddings=False, no_rope_layers=[0, 1, 0], use_sliding_window=True,
                                          sliding_window=5, rope_parameters={**YARN, "rope_theta": 2e6}), {}),
@@ -193,7 +224,7 @@ REFUSED = [
     (tensors_with(lambda t: t.update({"model.norm.weight": torch.ones(36, dtype=torch.int32)})), ["model.norm.weight", "I32"]),
 ]
 
-PACKED = ["gpt2", "pythia", "llama", "mistral", "qwen3 biases, windows", "gemma3", "olmo3", "qwen3_moe", "glm4_moe", "gpt_oss"]
+PACKED = ["deepseek_v32", "glm_moe_dsa shared sets", "gpt2", "pythia", "llama", "mistral", "qwen3 biases, windows", "gemma3", "olmo3", "qwen3_moe", "glm4_moe", "gpt_oss"]
 ON_DISK = {"qwen2": torch.bfloat16, "llama": torch.float16}  # stored so, computed in float32
 
 FAST = {"name": "fast", "gradients": True, "steps": STEPS, "decode": True}
@@ -212,6 +243,8 @@ CORRECTION = "e_score_correction_bias"  # a buffer of the router
 # In bfloat16 a token may go to other experts than transformers sends it to: no tolerance would say anything.
 EXPERT_FAMILIES = {"mixtral", "qwen3_moe", "glm4_moe", "gpt_oss"}
 LOOSE_MODES = ["mixed", "mixed-reference", "bf16"]
+# What rounds otherwise chooses other keys, so these are compared in float32 alone.
+SPARSE = {"deepseek_v32", "glm_moe_dsa"}
 
 failures = []
 
@@ -272,6 +305,24 @@ def load(folder, dtype=torch.float32):
     return model.eval()
 
 
+class BoundaryGaps(torch.overrides.TorchFunctionMode):
+    """Looks on while transformers chooses keys: how far the last score that is taken stands above the first that is not, at the least."""
+
+    def __init__(self, topk):
+        super().__init__()
+        self.topk, self.least, self.rows = topk, float("inf"), 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.topk and args[1:2] == (self.topk,) and args[0].dim() == 3:
+            scores = args[0].sort(-1, descending=True).values
+            seen = scores > torch.finfo(scores.dtype).min / 2
+            between = seen[..., self.topk] if scores.shape[-1] > self.topk else torch.zeros(0, dtype=torch.bool)
+            if between.any():
+                gaps = (scores[..., self.topk - 1] - scores[..., self.topk])[between] / scores[seen].abs().max()
+                self.least, self.rows = min(self.least, gaps.min().item()), self.rows + int(between.sum())
+        return function(*args, **(kwargs or {}))
+
+
 def documents(seed):
     """Each row as documents one after another: (segments, positions), and their lengths."""
     generator = torch.Generator().manual_seed(seed)
@@ -318,7 +369,7 @@ def gradients_on_disk(model, folder):
     return {head.get(name, name): t for name, t in load_file(folder / "model.safetensors").items() if not name.endswith(CORRECTION)}
 
 
-def oracle(folder, scratch, ids, lengths):
+def oracle(folder, scratch, ids, lengths, steps=STEPS):
     """Logits, gradients and losses of transformers."""
     model = load(folder)
     logits, loss = forward(model, ids, lengths)
@@ -326,7 +377,7 @@ def oracle(folder, scratch, ids, lengths):
     gradients = gradients_on_disk(model, scratch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         optimizer.zero_grad()
         _, loss = forward(model, ids, lengths)
         losses.append(loss.item())
@@ -354,6 +405,7 @@ def compare(label, out, mode, logits, gradients, losses, loose=None):
         error = max((ours - theirs).norm().item() - (1e-3 if loose else 1e-7) * total, 0.0) / max(theirs.norm().item(), 1e-30)
         worst["gradients"] = max(worst["gradients"], error)
         check(error <= (loose or GRADIENTS), f"{label} {mode}: gradient of {name} off by {error:.1e} of its norm")
+        check("indexer" not in name or not ours.any(), f"{label} {mode}: the language model's loss reaches {name}")
     if "losses" in numbers:
         worst["losses"] = max(abs(a - b) for a, b in zip(numbers["losses"], losses, strict=True))
         check(losses[-1] < losses[0], f"{label}: ten steps did not lower the loss")
@@ -423,12 +475,12 @@ def main():
                 continue
             folder = root / f"{number}"
             model = build(case, folder, number)
-            length = case[3].get("length", LENGTH)
+            length, steps = case[3].get("length", LENGTH), case[3].get("steps", STEPS)
             ids = torch.randint(0, model.config.vocab_size, (BATCH, length), generator=torch.Generator().manual_seed(1000 + number))
             for packed in [False] + ([True] if name in PACKED else []):
                 key = (name, packed)
                 out = root / f"out-{number}{'-packed' if packed else ''}"
-                modes = MODES if case[1] not in EXPERT_FAMILIES else [mode for mode in MODES if mode["name"] not in LOOSE_MODES]
+                modes = MODES if case[1] not in EXPERT_FAMILIES and case[3].get("loose", True) else [mode for mode in MODES if mode["name"] not in LOOSE_MODES]
                 request = {"model": str(folder), "out": str(out), "ids": ids.tolist(), "modes": modes, "save": str(out / "saved")}
                 lengths = None
                 if packed:
@@ -436,7 +488,15 @@ def main():
                     request["modes"] = [{**mode, "decode": False} for mode in MODES[:3]]
                     request["shard_bytes"] = 6000  # and this one in shards
                 requests.append(request)
-                oracles[key] = (folder, out, ids, oracle(folder, root / "scratch", ids, lengths))
+                if case[1] in SPARSE:
+                    with BoundaryGaps(case[2]["index_topk"]) as gaps:
+                        truth = oracle(folder, root / "scratch", ids, lengths, steps)
+                    check(gaps.rows > 0 and gaps.least > 1e-6, f"{name}: {gaps.rows} rows choose, the closest by {gaps.least:.1e} of the largest score")
+                else:
+                    truth = oracle(folder, root / "scratch", ids, lengths, steps)
+                oracles[key] = (folder, out, ids, truth)
+                if case[1] in SPARSE and not packed:
+                    request["modes"] = [{**mode, "steps": steps} for mode in MODES[:4]]
         for number, (edit, words) in enumerate(REFUSED):
             folder = root / f"refused-{number}"
             build(("", "llama", gated(), {}), folder, 0)
