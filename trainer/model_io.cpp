@@ -115,12 +115,16 @@ nlohmann::ordered_json read_model_config(const std::string& folder) {
   }
 }
 
-void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& weights, const std::string& where) {
+void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& weights, const std::string& where,
+                  bool without_indexer) {
   const models::DecoderConfig& config = decoder.config();
   const models::Family& family = models::family(config.model_type);
   std::set<std::string> used;
   std::vector<std::string> missing, unexpected;
   for (const models::DiskTensor& tensor : models::disk_tensors(config, decoder.parameters())) {
+    if (without_indexer && !tensor.buffer &&
+        decoder.parameters().at(tensor.parameters[0]).group == models::Group::indexer)
+      continue;
     const auto names = aliases(tensor.name, family);
     const auto name =
         std::find_if(names.begin(), names.end(), [&](const std::string& n) { return weights.contains(n); });

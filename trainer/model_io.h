@@ -27,8 +27,10 @@ nlohmann::ordered_json read_model_config(const std::string& folder);
 std::unique_ptr<models::Decoder> load_model(const std::string& folder, at::ScalarType dtype = at::kFloat,
                                             at::Device device = at::kCPU);
 
-// The same into a decoder that stands already. `where` heads the error messages.
-void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& weights, const std::string& where);
+// The same into a decoder that stands already. `where` heads the error messages. `without_indexer`: the weights are
+// those of the same model without its indexers, which stay as they are.
+void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& weights, const std::string& where,
+                  bool without_indexer = false);
 
 // A model's tensors as they lie on disk: names, shapes and order of the family. Where the layout is that of the
 // parameters the views look into the flat buffer itself (so they change with it); else `owners` hold copies made now.

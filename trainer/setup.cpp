@@ -69,6 +69,42 @@ fs::path origin_folder(const config::RunConfig& config, const fs::path& run) {
   return from;
 }
 
+namespace {
+
+// The weights of model.from get an indexer beside each attention: `section` is their config.json.
+void add_indexer(const config::RunConfig& config, config::Json& section) {
+  const config::Json& added = config.model.config;
+  if (added.empty()) return;
+  static const std::vector<std::string> known{"index_topk", "index_n_heads", "index_head_dim", "index_hadamard"};
+  const std::string was = section.value("model_type", "");
+  if (!added.at("model_type").is_string())
+    config.fail("model.model_type", "found no text, expected the name of a family");
+  const std::string type = added.at("model_type").get<std::string>();
+  std::string without;
+  try {
+    const char* name = models::family(type).without_indexer;
+    without = name ? name : "";
+  } catch (const models::ConfigError& error) {
+    config.fail("model.model_type", error.what());
+  }
+  if (type != was && without != was) {
+    config.fail("model.model_type", fmt::format("found '{}' beside weights of a {}, expected the family that adds an "
+                                                "indexer to these, or no model_type",
+                                                type, was));
+  }
+  section["model_type"] = type;
+  for (const auto& [key, value] : added.items()) {
+    if (key == "model_type") continue;
+    if (std::find(known.begin(), known.end(), key) == known.end() || without.empty()) {
+      config.fail("model." + key, fmt::format("unknown setting of an indexer that is added to weights{}; there are {}",
+                                              models::did_you_mean(key, known), fmt::join(known, ", ")));
+    }
+    section[key] = value;
+  }
+}
+
+}  // namespace
+
 TokenizerPtr make_tokenizer(const config::RunConfig& config, const fs::path& run) {
   config::require_paths(config);
   const auto& options = config.data.tokenizer;
@@ -97,6 +133,7 @@ models::DecoderConfig make_decoder_config(const config::RunConfig& config, const
   const bool from = config.model.from.has_value();
   const std::string origin = from ? origin_folder(config, run).string() : "";
   config::Json section = from ? read_model_config(origin) : config.model.config;
+  if (from) add_indexer(config, section);
   const bool has_vocabulary = section.contains("vocab_size") && !section.at("vocab_size").is_null();
   if (!has_vocabulary) section["vocab_size"] = tokenizer.vocab_size();
   if (tokenizer.eos_id() && !section.contains("eos_token_id")) section["eos_token_id"] = *tokenizer.eos_id();
@@ -119,6 +156,7 @@ models::DecoderConfig make_decoder_config(const config::RunConfig& config, const
     }
     return decoder;
   } catch (const models::ConfigError& error) {
+    if (config.model.config.contains(error.key)) config.fail("model." + error.key, error.what());
     if (from) config.fail("model.from", fmt::format("{}/config.json: {}: {}", origin, error.key, error.what()));
     config.fail("model." + error.key, error.what());
   }

@@ -9,6 +9,7 @@
 #include "trainer/cli/cli.h"
 #include "trainer/console.h"
 #include "trainer/environment.h"
+#include "trainer/model_io.h"
 
 namespace cairn::cli {
 namespace {
@@ -21,6 +22,7 @@ struct Options {
   std::string model, format = "hf", out, dtype, codec = "plain";
   std::vector<std::string> tensors;
   bool json = false;
+  bool drop_indexer = false;
   int threads = 0;
 };
 
@@ -35,12 +37,42 @@ fs::path target_of(const Options& o) {
 
 // ---- a folder in the Hugging Face layout ----
 
-Json export_model(const Located& model, const fs::path& target) {
+bool is_weights(const std::string& file) {
+  return file.ends_with(".safetensors") || file.ends_with(".safetensors.index.json");
+}
+
+// config.json and weights of the same model without its indexers.
+void write_without_indexer(const Located& model, checkpoints::FolderCommit& commit) {
+  Json config = read_model_config(model.folder);
+  const std::string type = config.value("model_type", "");
+  const models::Family& family = models::family(type);
+  if (!family.without_indexer) {
+    throw std::runtime_error(
+        fmt::format("{}: --drop-indexer: a model of type {} has no indexer that could go, expected "
+                    "one of deepseek_v32, llama_dsa, qwen3_dsa",
+                    model.address, type));
+  }
+  const models::Family& dense = models::family(family.without_indexer);
+  config["model_type"] = dense.model_type;
+  config["architectures"] = {dense.architecture};
+  for (const char* key : {"index_topk", "index_n_heads", "index_head_dim", "index_hadamard"}) config.erase(key);
+  if (type == "deepseek_v32") config.erase("layer_types");  // where each layer says that it has an indexer
+  commit.write("config.json", config.dump(2) + "\n");
+  const auto weights = checkpoints::ModelWeights::open(model.folder);
+  std::vector<checkpoints::TensorView> kept;
+  for (const std::string& name : weights.names())
+    if (name.find(".self_attn.indexer.") == std::string::npos) kept.push_back(weights.get(name));
+  commit.write_model(kept, weights.metadata());
+}
+
+Json export_model(const Located& model, const fs::path& target, bool drop_indexer) {
   checkpoints::FolderCommit commit(target);
   for (const auto& entry : fs::directory_iterator(model.folder)) {
     const std::string name = entry.path().filename().string();
-    if (entry.is_regular_file() && name != checkpoints::kManifestName) commit.copy(name, entry.path());
+    const bool written_anew = drop_indexer && (name == "config.json" || is_weights(name));
+    if (entry.is_regular_file() && name != checkpoints::kManifestName && !written_anew) commit.copy(name, entry.path());
   }
+  if (drop_indexer) write_without_indexer(model, commit);
   Json about{{"kind", "export"}, {"address", model.address}};
   if (model.step) about["step"] = *model.step;
   const auto manifest = commit.commit(about);
@@ -53,14 +85,14 @@ Json export_hf(const Options& o, Console& console) {
   const fs::path target = target_of(o);
   Json models = Json::array();
   if (!names_several(o.model)) {
-    models.push_back(export_model(locate(o.model), target));
+    models.push_back(export_model(locate(o.model), target, o.drop_indexer));
   } else {
     const auto located = locate_set(o.model);
     fs::create_directories(target);
     for (size_t i = 0; i < located.size(); ++i) {
       console.progress(fmt::format("exporting: {} of {} models", i, located.size()));
       const int64_t step = located[i].step.value_or(static_cast<int64_t>(i));
-      models.push_back(export_model(located[i], target / checkpoints::Store::folder_name(step)));
+      models.push_back(export_model(located[i], target / checkpoints::Store::folder_name(step), o.drop_indexer));
     }
   }
   return {{"out", target.string()}, {"format", "hf"}, {"models", models}};
@@ -182,6 +214,7 @@ constexpr Format kFormats[] = {{"hf", export_hf}, {"hdf5", export_hdf5}};
 int run_export(const Options& o) {
   if (o.format == "hf" && (o.codec != "plain" || !o.dtype.empty() || !o.tensors.empty()))
     throw UsageError("--codec, --dtype and --tensors are for --format hdf5; hf copies a model as it is");
+  if (o.format != "hf" && o.drop_indexer) throw UsageError("--drop-indexer: expected --format hf, which writes models");
   if (o.format == "gguf") throw UsageError("--format: gguf cannot be written yet, expected hf or hdf5");
   set_threads(o.threads);
   Console console(o.json);
@@ -213,6 +246,9 @@ Action export_verb(CLI::App& command) {
   command.add_option("--format", o->format,
                      "hf: what transformers loads (default; a set: one folder a step); hdf5: weights over steps, "
                      "f[\"weights/<name>\"][k] at f[\"steps\"][k] of trajectory.h5");
+  command.add_flag("--drop-indexer", o->drop_indexer,
+                   "hf: the dense model, without the weights that choose its keys (deepseek_v32: as deepseek_v3, "
+                   "llama_dsa: as llama, qwen3_dsa: as qwen3)");
   command.add_option("--codec", o->codec, "hdf5: plain (default), zstd, delta")
       ->check(CLI::IsMember({"plain", "zstd", "delta"}));
   command.add_option("--dtype", o->dtype, "hdf5: float32 or bfloat16 (default: as a trajectory has it, else float32)")

@@ -40,9 +40,12 @@ void check_objective(const RunConfig& config) {
 void check_model(const RunConfig& config) {
   const auto& model = config.model;
   if (model.from) {
-    if (!model.config.empty()) {
-      const std::string key = "model." + model.config.items().begin().key();
-      config.fail(key, "found a shape beside model.from, expected one or the other: the weights bring theirs");
+    // An indexer may be added to the weights: a model_type that has one, and its index_ settings.
+    for (const auto& [key, value] : model.config.items()) {
+      if (key == "model_type" || (key.starts_with("index_") && model.config.contains("model_type"))) continue;
+      config.fail("model." + key,
+                  "found a shape beside model.from, expected one or the other: the weights bring theirs; what may be "
+                  "added is an indexer, by a model_type that has one (llama_dsa, ...) and its index_ settings");
     }
     return;
   }
