@@ -3,6 +3,7 @@
 #include "trainer/bench/decode.h"
 #include "trainer/bench/moe.h"
 #include "trainer/bench/replay.h"
+#include "trainer/bench/sparse_model.h"
 #include "trainer/bench/train.h"
 #include "trainer/bench/trajectory.h"
 #include "trainer/cli/cli.h"
@@ -20,6 +21,7 @@ Action bench_verb(CLI::App& command) {
     bench::ReplayBenchOptions replay;
     bench::AttentionBenchOptions attention;
     bench::MoeBenchOptions moe;
+    bool whole_model = false;
     int threads = 0;
     bool json = false;
   };
@@ -80,7 +82,18 @@ Action bench_verb(CLI::App& command) {
   a->add_option("--topk", o->attention.topk, "keys that a query chooses (default 256)")->check(CLI::Range(1, 1 << 20));
   a->add_option("--rounds", o->attention.rounds, "default 3")->check(CLI::Range(1, 1000));
   a->add_flag("!--no-dense", o->attention.dense, "leave out what grows with the square of the context");
-  a->callback([o, chosen] { *chosen = [o] { return bench::bench_attention(o->attention); }; });
+  a->add_flag("--model", o->whole_model,
+              "a whole deepseek_v32 of four layers instead, forward and backward, its indexer frozen and learning "
+              "(contexts: default 2048 4096 8192 16384)");
+  a->callback([o, chosen, a] {
+    const bool contexts_given = a->count("--context") > 0;
+    *chosen = [o, contexts_given] {
+      if (!o->whole_model) return bench::bench_attention(o->attention);
+      bench::SparseModelBenchOptions model{.topk = o->attention.topk, .repeat = o->attention.rounds};
+      if (contexts_given) model.contexts = o->attention.contexts;
+      return bench::bench_sparse_model(model);
+    };
+  });
   CLI::App* m = command.add_subcommand(
       "moe", "the training step of a mixture of experts, in turns with a dense model of as many active parameters");
   m->add_option("--experts", o->moe.experts, "numbers of experts (default 8 64)")->check(CLI::Range(1, 4096));
