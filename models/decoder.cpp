@@ -103,7 +103,9 @@ Block::Block(Parameters& parameters, const std::string& name, const DecoderConfi
     return site.empty() ? Norm() : Norm(parameters, name + "." + site, C, config.norm);
   };
   pre_mixer_ = norm(block.norms.pre_mixer);
-  if (block.mla) {
+  if (block.delta_net) {
+    mixer_ = std::make_unique<GatedDeltaNet>(parameters, name + ".linear_attn", C, *block.delta_net, index);
+  } else if (block.mla) {
     mixer_ = std::make_unique<Mla>(parameters, name + ".self_attn", C, *block.mla, block.indexer, index, std::move(rope));
   } else {
     mixer_ = std::make_unique<Attention>(parameters, name + ".self_attn", C, block.attention, block.indexer, index,

@@ -6,6 +6,7 @@
 #include "models/layers/attention.h"
 #include "models/layers/experts.h"
 #include "models/layers/feed_forward.h"
+#include "models/layers/gated_delta_net.h"
 #include "models/layers/mla.h"
 
 namespace cairn::models {
@@ -20,6 +21,7 @@ struct BlockNorms {
 
 struct BlockConfig {
   AttentionConfig attention;
+  std::optional<DeltaNetConfig> delta_net;  // takes the place of attention
   FeedForwardConfig feed_forward;
   std::optional<MlaConfig> mla;              // in place of `attention`
   std::optional<IndexerConfig> indexer;      // beside either

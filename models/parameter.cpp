@@ -103,6 +103,14 @@ void Parameters::initialise(uint64_t seed) {
     const int64_t count = value.numel();
     at::Tensor drawn = at::empty({count}, at::kFloat);
     float* out = drawn.data_ptr<float>();
+    if (parameter.init.kind == Init::Kind::log_uniform) {
+      for (int64_t i = 0; i < count; ++i) {
+        const double low = parameter.init.value, high = parameter.init.high;
+        out[i] = static_cast<float>(std::log(low + (high - low) * draws.uniform(i)));
+      }
+      value.copy_(drawn.view(value.sizes()));
+      continue;
+    }
     const double std = parameter.init.value;
     at::parallel_for(0, (count + 1) / 2, 4096, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {

@@ -17,12 +17,15 @@ enum class Group { model, indexer };
 inline constexpr Group kGroups[] = {Group::model, Group::indexer};
 const char* group_name(Group group);
 
-// How a parameter starts. `normal`: standard deviation `std`; `constant`: every element `value`.
+// How a parameter starts. `normal`: standard deviation `std`; `constant`: every element `value`; `log_uniform`: the
+// logarithm of a number drawn evenly from `low` to `high`.
 struct Init {
-  enum class Kind { normal, constant } kind = Kind::constant;
-  double value = 0;  // the standard deviation, or the constant
+  enum class Kind { normal, constant, log_uniform } kind = Kind::constant;
+  double value = 0;  // the standard deviation, the constant, or `low`
+  double high = 0;
   static Init normal(double std) { return {Kind::normal, std}; }
   static Init constant(double value) { return {Kind::constant, value}; }
+  static Init log_uniform(double low, double high) { return {Kind::log_uniform, low, high}; }
 };
 
 // One named parameter: rows [first_row, first_row + rows) of a leaf. Views are made on demand, since a leaf's storage

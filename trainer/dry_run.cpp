@@ -25,13 +25,15 @@ nlohmann::ordered_json dry_run(const config::RunConfig& config) {
   double activations = 0;
   const double rows = static_cast<double>(stage.train.micro_batch) * stage.data.context;
   for (const auto& block : decoder_config.blocks) {
-    const double width =
-        static_cast<double>(block.attention.num_attention_heads + 2 * block.attention.num_key_value_heads) *
+    double width =
+        static_cast<double>(2 * block.attention.num_attention_heads + 2 * block.attention.num_key_value_heads) *
         block.attention.head_dim;
-    activations +=
-        rows * 4 *
-        (4.0 * decoder_config.hidden_size + width + block.attention.num_attention_heads * block.attention.head_dim +
-         3.0 * block.feed_forward.intermediate_size);
+    if (const auto& net = block.delta_net) {
+      // The product, what the convolution makes of it, three rows of values, and a state for each 64 rows.
+      width = static_cast<double>(net->product_width() + net->conv_width() + 3 * net->value_width()) +
+              static_cast<double>(net->value_width() * net->key_head_dim) / 64;
+    }
+    activations += rows * 4 * (4.0 * decoder_config.hidden_size + width + 3.0 * block.feed_forward.intermediate_size);
   }
   if (stage.train.activation_checkpointing)
     activations = activations / decoder_config.blocks.size() +

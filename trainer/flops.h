@@ -6,7 +6,8 @@
 namespace cairn {
 
 // Floating-point operations of one step over `tokens` tokens in sequences of `context`: 6 for each weight of a product
-// and token (2 forward, 4 backward), and 12 · width · context / 2 a token and block for the causal half of attention.
+// and token (2 forward, 4 backward), 12 · width · context / 2 a token and block for the causal half of attention, and
+// the recurrent form's 3 · key width · value width · 6 a token and head for the delta rule, whatever the context.
 inline double step_flops(const models::Decoder& model, int64_t tokens, int64_t context) {
   double weights = 0, attention = 0;
   for (const auto& parameter : model.parameters().all()) {
@@ -20,8 +21,13 @@ inline double step_flops(const models::Decoder& model, int64_t tokens, int64_t c
     }
     weights += active * static_cast<double>(parameter.numel());
   }
-  for (const auto& block : model.config().blocks)
+  for (const auto& block : model.config().blocks) {
+    if (const auto& net = block.delta_net) {
+      attention += 18.0 * net->num_value_heads * net->key_head_dim * net->value_head_dim;
+      continue;
+    }
     attention += 6.0 * block.attention.num_attention_heads * block.attention.head_dim * context;
+  }
   return tokens * (6 * weights + attention);
 }
 

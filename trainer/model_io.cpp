@@ -153,6 +153,7 @@ void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& wei
   }
   for (const std::string& name : weights.names()) {
     if (used.contains(name) || ignored(name) || predicts_further(name, config)) continue;
+    if (family.passed_over && name.starts_with(family.passed_over)) continue;
     const bool head = name == "lm_head.weight" || name == "embed_out.weight";
     if (!head || !config.tie_word_embeddings) {
       unexpected.push_back(name);

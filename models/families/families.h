@@ -7,7 +7,7 @@ namespace cairn::models {
 
 extern const Family deepseek_v3_family, deepseek_v32_family, gemma3_text_family, glm4_moe_family, glm_moe_dsa_family,
     gpt2_family, gpt_neox_family, gpt_oss_family, llama_dsa_family, llama_family, mistral_family, mixtral_family,
-    olmo2_family, olmo3_family, qwen2_family, qwen3_dsa_family, qwen3_family, qwen3_moe_family, smollm3_family;
+    olmo2_family, olmo3_family, qwen2_family, qwen3_dsa_family, qwen3_family, qwen3_moe_family, qwen3_next_family, smollm3_family;
 
 // Hugging Face's defaults of a family whose keys are Llama's.
 struct Defaults {

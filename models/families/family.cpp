@@ -8,18 +8,24 @@ const Family* const kFamilies[] = {
     &deepseek_v3_family, &deepseek_v32_family, &gemma3_text_family, &glm4_moe_family,  &glm_moe_dsa_family,
     &gpt2_family,        &gpt_neox_family,     &gpt_oss_family,     &llama_family,     &llama_dsa_family,
     &mistral_family,     &mixtral_family,      &olmo2_family,       &olmo3_family,     &qwen2_family,
-    &qwen3_family,       &qwen3_dsa_family,    &qwen3_moe_family,   &smollm3_family,
+    &qwen3_family,       &qwen3_dsa_family,    &qwen3_moe_family,   &qwen3_next_family,   &smollm3_family,
 };
 
 // ---- initialisations ----
+// Where a block keeps the deviations of its matrices: of most, and of those whose product is added to the stream.
+std::vector<std::pair<double*, double*>> deviations(BlockConfig& block) {
+  std::vector<std::pair<double*, double*>> all{{&block.attention.init_std, &block.attention.out_init_std},
+                                               {&block.feed_forward.init_std, &block.feed_forward.out_init_std}};
+  if (block.mla) all.emplace_back(&block.mla->init_std, &block.mla->out_init_std);
+  if (block.delta_net) all.emplace_back(&block.delta_net->init_std, &block.delta_net->out_init_std);
+  if (block.experts) all.emplace_back(&block.experts->init_std, &block.experts->out_init_std);
+  return all;
+}
 void keep(DecoderConfig&) {}
 void scale_residual(DecoderConfig& config) {
   const double layers = static_cast<double>(config.blocks.size());
   for (BlockConfig& block : config.blocks) {
-    block.attention.out_init_std = block.attention.init_std / std::sqrt(2 * layers);
-    block.feed_forward.out_init_std = block.feed_forward.init_std / std::sqrt(2 * layers);
-    if (block.experts) block.experts->out_init_std = block.experts->init_std / std::sqrt(2 * layers);
-    if (block.mla) block.mla->out_init_std = block.mla->init_std / std::sqrt(2 * layers);
+    for (const auto& [std, out_std] : deviations(block)) *out_std = *std / std::sqrt(2 * layers);
   }
 }
 struct Scheme {
@@ -42,12 +48,7 @@ void initialisation(DecoderConfig& config, const nlohmann::ordered_json& json) {
         const double factor = value.get<double>() / config.init_std;
         config.init_std = value.get<double>();
         for (BlockConfig& block : config.blocks) {
-          for (double* std : {&block.attention.init_std, &block.attention.out_init_std, &block.feed_forward.init_std,
-                              &block.feed_forward.out_init_std}) {
-            *std *= factor;
-          }
-          if (block.experts) block.experts->init_std *= factor, block.experts->out_init_std *= factor;
-          if (block.mla) block.mla->init_std *= factor, block.mla->out_init_std *= factor;
+          for (const auto& [std, out_std] : deviations(block)) *std *= factor, *out_std *= factor;
           if (block.indexer) block.indexer->init_std *= factor;
         }
       } else if (key != "std" || !value.is_null()) {

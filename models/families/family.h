@@ -40,6 +40,8 @@ struct Family {
   std::vector<DiskTensor> (*disk)(const DecoderConfig& config, const Parameters& parameters);
   // model_type of the same model without its indexer: a run may start from its weights, and export drops the indexer.
   const char* without_indexer = nullptr;
+  // Begins the names of tensors that published files hold and this model has not; null: there are none.
+  const char* passed_over = nullptr;
 };
 
 // The table of families, in order of name.

@@ -3,8 +3,10 @@
 #include "models/kernels/aten/attention.h"
 #include "models/kernels/attention.h"
 #include "models/kernels/cuda/table.h"
+#include "models/kernels/gated_norm.h"
 #include "models/kernels/norm.h"
 #include "models/kernels/ref/attention.h"
+#include "models/kernels/ref/gated_norm.h"
 #include "models/kernels/ref/rope.h"
 #include "models/kernels/rope.h"
 #include "models/layers/attend.h"
@@ -21,16 +23,30 @@ using torch::autograd::variable_list;
 struct Core : torch::CustomClassHolder {
   kernels::AttentionOptions options;
   at::Tensor positions, cos, sin;  // cos undefined: no rotation
-  bool interleaved = false;
+  bool interleaved = false, gated = false;
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
   AttentionConfig::QkNorm qk_norm = AttentionConfig::QkNorm::none;
   double eps = 0, offset = 0;
 
-  // The three parts of a fused product [N, (H + 2K) D], as views [N, H, D], [N, K, D], [N, K, D].
+  // The three parts of a fused product [N, (H + 2K) D], as views [N, H, D], [N, K, D], [N, K, D]. With a gate the first
+  // part is [N, H, 2 D], each head's q and then its gate.
   std::array<at::Tensor, 3> split(const at::Tensor& qkv) const {
+    if (gated) {
+      const at::Tensor x =
+          qkv.narrow(1, 2 * heads * head_dim, 2 * kv_heads * head_dim).view({qkv.size(0), 2 * kv_heads, head_dim});
+      return {queries_and_gates(qkv).narrow(2, 0, head_dim), x.narrow(1, 0, kv_heads), x.narrow(1, kv_heads, kv_heads)};
+    }
     const at::Tensor x = qkv.view({qkv.size(0), heads + 2 * kv_heads, head_dim});
     return {x.narrow(1, 0, heads), x.narrow(1, heads, kv_heads), x.narrow(1, heads + kv_heads, kv_heads)};
   }
+  at::Tensor queries_and_gates(const at::Tensor& qkv) const {
+    return qkv.narrow(1, 0, 2 * heads * head_dim).view({qkv.size(0), heads, 2 * head_dim});
+  }
+  // [N, H, 1, D], as kernels/gated_norm.h takes it.
+  at::Tensor gates(const at::Tensor& qkv) const {
+    return queries_and_gates(qkv).narrow(2, head_dim, head_dim).unsqueeze(2);
+  }
+  at::Tensor by_head(const at::Tensor& out) const { return out.view({out.size(0), heads, head_dim}); }
   // What q and k are normalised over: each head, or the whole row; views of the fused product.
   std::array<at::Tensor, 2> norm_rows(const at::Tensor& qkv) const {
     if (qk_norm == AttentionConfig::QkNorm::full)
@@ -82,6 +98,8 @@ struct FusedFunction : torch::autograd::Function<FusedFunction> {
     ctx->save_for_backward({qkv, out.out, out.lse, normed ? q : at::Tensor(), normed ? k : at::Tensor(), q_weight,
                             k_weight, q_rstd, k_rstd, sinks.value_or(at::Tensor())});
     ctx->saved_data["core"] = c10::IValue::make_capsule(core);
+    if (core->gated)
+      return kernels::sigmoid_gate_forward(core->by_head(out.out), core->gates(qkv)).view(out.out.sizes());
     return out.out;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -93,15 +111,21 @@ struct FusedFunction : torch::autograd::Function<FusedFunction> {
     if (normed) q = saved[3], k = saved[4];
     const at::Tensor dqkv = at::empty(qkv.sizes(), qkv.options());
     auto [dq, dk, dv] = core->split(dqkv);
-    const at::Tensor dout = grads[0].contiguous();
+    at::Tensor dout = grads[0].contiguous();
+    if (core->gated) {
+      dout = kernels::sigmoid_gate_backward(core->by_head(dout), core->by_head(saved[1]), core->gates(qkv),
+                                            core->gates(dqkv))
+                 .view(dout.sizes());
+      dq = at::empty(dq.sizes(), dq.options());  // attention wants the heads one after another
+    }
     kernels::attention_backward(dout, q, k, v, saved[1], saved[2], core->options, dq, dk, dv);
     add_sinks_gradient(saved[9], dout, saved[1], saved[2], core->options);
     core->rotate(dq, true);
     core->rotate(dk, true);
     if (normed) {
       const auto rows = core->norm_rows(qkv), drows = core->norm_rows(dqkv);
-      kernels::rms_norm_backward(drows[0], {}, rows[0], q_weight, saved[7], core->offset, gradient_of(q_weight),
-                                 drows[0]);
+      kernels::rms_norm_backward(core->gated ? dq : drows[0], {}, rows[0], q_weight, saved[7], core->offset,
+                                 gradient_of(q_weight), drows[0]);
       kernels::rms_norm_backward(drows[1], {}, rows[1], k_weight, saved[8], core->offset, gradient_of(k_weight),
                                  drows[1]);
     }
@@ -133,6 +157,24 @@ struct SplitFunction : torch::autograd::Function<SplitFunction> {
     core->rotate(dq, true);
     core->rotate(dk, true);
     return {dq, dk, dv, at::Tensor(), at::Tensor()};
+  }
+};
+
+// The gate where it is not fused: out [N, H D], qkv the fused product.
+struct GateFunction : torch::autograd::Function<GateFunction> {
+  static Variable forward(AutogradContext* ctx, const Variable& out, const Variable& qkv,
+                          const c10::intrusive_ptr<Core>& core) {
+    ctx->save_for_backward({out, qkv});
+    ctx->saved_data["core"] = c10::IValue::make_capsule(core);
+    return kernels::sigmoid_gate_forward(core->by_head(out), core->gates(qkv)).view(out.sizes());
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto core = c10::static_intrusive_pointer_cast<Core>(ctx->saved_data["core"].toCapsule());
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor dqkv = at::zeros_like(saved[1]);
+    const at::Tensor dout = kernels::sigmoid_gate_backward(
+        core->by_head(grads[0].contiguous()), core->by_head(saved[0]), core->gates(saved[1]), core->gates(dqkv));
+    return {dout.view(saved[0].sizes()), dqkv, at::Tensor()};
   }
 };
 
@@ -180,9 +222,13 @@ Attention::Attention(Parameters& parameters, const std::string& name, int64_t hi
     : config_(config), block_(block), rope_(std::move(rope)) {
   const int64_t q_width = config.num_attention_heads * config.head_dim,
                 kv_width = config.num_key_value_heads * config.head_dim;
-  qkv_proj_ =
-      Linear(parameters, {{name + ".q_proj", q_width}, {name + ".k_proj", kv_width}, {name + ".v_proj", kv_width}},
-             hidden_size, {.bias = config.qkv_bias, .init_std = config.init_std, .cut = LinearCut::column});
+  qkv_proj_ = Linear(parameters,
+                     {{name + ".q_proj", config.output_gate ? 2 * q_width : q_width},
+                      {name + ".k_proj", kv_width},
+                      {name + ".v_proj", kv_width}},
+                     hidden_size, {.bias = config.qkv_bias, .init_std = config.init_std, .cut = LinearCut::column});
+  if (config.output_gate && config.qk_norm != AttentionConfig::QkNorm::head)
+    throw std::invalid_argument(name + ": an output gate stands with heads that are normalised one by one alone");
   o_proj_ = Linear(parameters, {{name + ".o_proj", hidden_size}}, q_width,
                    {.bias = config.out_bias, .init_std = config.out_init_std, .cut = LinearCut::row});
   if (config.qk_norm != AttentionConfig::QkNorm::none) {
@@ -229,6 +275,7 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
 
   auto core = c10::make_intrusive<Core>();
   core->heads = H, core->kv_heads = K, core->head_dim = D;
+  core->gated = config_.output_gate;
   core->qk_norm = config_.qk_norm, core->eps = config_.norm.eps, core->offset = config_.norm.offset;
   core->positions = pass.positions;
   if (rope_) {
@@ -292,7 +339,12 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
     out = way == kernels::Way::device ? kernels::aten::attention(q, k, v, core->options, pass.products)
                                       : kernels::ref::attention(q, k, v, core->options);
   }
-  return o_proj_.forward(pass.seams->attention_output(out), pass);
+  out = pass.seams->attention_output(out);
+  if (core->gated) {
+    out = fast ? GateFunction::apply(out, qkv, core)
+               : kernels::ref::sigmoid_gate(core->by_head(out), core->gates(qkv)).reshape(out.sizes());
+  }
+  return o_proj_.forward(out, pass);
 }
 
 }  // namespace cairn::models

@@ -23,7 +23,8 @@ struct AttentionConfig {
   bool qkv_bias = false;
   bool out_bias = false;
   QkNorm qk_norm = QkNorm::none;
-  NormConfig norm;                 // of q and k
+  bool output_gate = false;  // the result times sigmoid of a gate: q_proj holds [q | gate] head by head (Qwen3-Next)
+  NormConfig norm;           // of q and k
   std::optional<RopeConfig> rope;  // none: no position embedding in this block
   int64_t sliding_window = 0;      // 0: full
   double scale = 0;                // 0: head_dim^-1/2

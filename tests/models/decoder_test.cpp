@@ -17,6 +17,15 @@ nlohmann::ordered_json json_of(const std::string& model_type) {
                               {"intermediate_size", 40},      {"num_hidden_layers", 3},    {"num_attention_heads", 4},
                               {"max_position_embeddings", 64}};
   if (model_type != "gpt_neox") json["num_key_value_heads"] = 2;
+  if (model_type == "qwen3_next") {
+    json.update({{"num_experts", 0},
+                 {"layer_types", {"linear_attention", "full_attention", "linear_attention"}},
+                 {"head_dim", 16},
+                 {"linear_num_key_heads", 2},
+                 {"linear_num_value_heads", 4},
+                 {"linear_key_head_dim", 8},
+                 {"linear_value_head_dim", 12}});
+  }
   return json;
 }
 
@@ -44,7 +53,8 @@ struct Model {
   Pass pass;
 };
 
-const char* const kShapes[] = {"llama", "gpt_neox", "olmo2", "gemma3_text"};  // each order of norms and residuals
+const char* const kShapes[] = {"llama", "gpt_neox", "olmo2", "gemma3_text",
+                               "qwen3_next"};  // each order of norms and residuals
 
 TEST(Decoder, GradientsAddUp) {
   Model model("qwen3");

@@ -19,6 +19,15 @@ Json small(const std::string& model_type) {
             {"intermediate_size", 48},      {"num_hidden_layers", 2}, {"num_attention_heads", 4},
             {"max_position_embeddings", 64}};
   if (model_type != "gpt_neox") json["num_key_value_heads"] = 2;
+  if (model_type == "qwen3_next") {
+    json.update({{"num_experts", 0},
+                 {"layer_types", {"linear_attention", "full_attention"}},
+                 {"head_dim", 16},
+                 {"linear_num_key_heads", 2},
+                 {"linear_num_value_heads", 4},
+                 {"linear_key_head_dim", 8},
+                 {"linear_value_head_dim", 8}});
+  }
   return json;
 }
 
@@ -89,14 +98,25 @@ TEST_P(EveryFamily, StartsAsTransformersStartsIt) {
   for (const Parameter& p : decoder.parameters().all()) {
     const at::Tensor value = p.value();
     if (p.role == Role::norm) {
-      EXPECT_TRUE(at::equal(value, at::full_like(value, GetParam() == "gemma3_text" ? 0.0 : 1.0))) << p.name;
+      const bool zero = GetParam() == "gemma3_text" ||
+                        (GetParam() == "qwen3_next" && p.name.find("linear_attn.norm") == std::string::npos);
+      EXPECT_TRUE(at::equal(value, at::full_like(value, zero ? 0.0 : 1.0))) << p.name;
+    } else if (p.name.ends_with("dt_bias")) {
+      EXPECT_TRUE(at::equal(value, at::ones_like(value))) << p.name;
+    } else if (p.name.ends_with("A_log")) {
+      EXPECT_GE(value.exp().min().item<double>(), 0.01) << p.name;
+      EXPECT_LE(value.exp().max().item<double>(), 16) << p.name;
+      EXPECT_GT(value.std().item<double>(), 0) << p.name;
+    } else if (p.name.ends_with("conv1d.weight")) {
+      EXPECT_NEAR(value.std().item<double>() / 0.05, 1, 0.2) << p.name;
     } else if (p.role == Role::bias) {
       EXPECT_EQ(value.abs().max().item<float>(), 0) << p.name;
     } else {
       const bool residual = p.name.find("o_proj") != std::string::npos || p.name.find("down_proj") != std::string::npos;
       const double std = GetParam() == "gpt2" && residual ? 0.05 / 2 : 0.05;  // sqrt(2 * 2 layers) = 2
       EXPECT_NEAR(value.std().item<double>() / std, 1, 0.05) << p.name;
-      EXPECT_NEAR(value.mean().item<double>() / std, 0, 0.05) << p.name;
+      const double of_mean = 4 / std::sqrt(static_cast<double>(value.numel()));  // four deviations
+      EXPECT_NEAR(value.mean().item<double>() / std, 0, std::max(0.05, of_mean)) << p.name;
     }
   }
 }
@@ -177,6 +197,11 @@ TEST(Families, UnsupportedSettingsAreRefusedByKey) {
       {"qwen2", {{"layer_types", {"sliding_attention", "full_attention"}}}, "layer_types", "use_sliding_window"},
       {"qwen2", {{"layer_types", {"full_attention"}}}, "layer_types", "found 1 entries, expected 2"},
       {"qwen3", {{"layer_types", {"full_attention", "linear_attention"}}}, "layer_types", "linear_attention"},
+      {"qwen3_next", {{"layer_types", {"full_attention", "sliding_attention"}}}, "layer_types", "linear_attention"},
+      {"qwen3_next", {{"layer_types", {"full_attention"}}}, "layer_types", "found 1 entries, expected 2"},
+      {"qwen3_next", {{"linear_num_value_heads", 3}}, "linear_num_value_heads", "multiple of linear_num_key_heads"},
+      {"qwen3_next", {{"linear_conv_kernel_dim", 9}}, "linear_conv_kernel_dim", "at most 8"},
+      {"qwen3_next", {{"hidden_act", "gelu"}}, "hidden_act", "silu"},
       {"qwen3", {{"sliding_window", -4}}, "sliding_window", "positive"},
       {"gemma3_text", {{"attn_logit_softcapping", 50.0}}, "attn_logit_softcapping", "transformers does not apply it"},
       {"gemma3_text", {{"use_bidirectional_attention", true}}, "use_bidirectional_attention", "causal"},

@@ -48,6 +48,8 @@ def old_rope(config):
         rope = rope["full_attention"]
     else:
         config["rope_theta"] = rope.pop("rope_theta")
+        if "partial_rotary_factor" in rope:
+            config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
 
 
@@ -70,6 +72,16 @@ def neox_buffers(tensors):
     out["gpt_neox.layers.0.attention.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
     out["gpt_neox.layers.1.attention.masked_bias"] = torch.tensor(-1e9)
     return out
+
+
+def interval_beside(config):
+    """Published files have the interval too, which says nothing where there are layer_types."""
+    config["full_attention_interval"] = 3
+
+
+def mtp_beside(tensors):
+    """The heads of multi-token prediction, which published files hold and transformers passes over."""
+    return {**tensors, "mtp.fc.weight": torch.ones(36, 72), "mtp.layers.0.mlp.gate_proj.weight": torch.ones(44, 36)}
 
 
 def tied_head_written(tensors):
@@ -110,6 +122,11 @@ NEOX = dict(vocab_size=61, hidden_size=40, intermediate_size=52, num_hidden_laye
             bos_token_id=None, eos_token_id=None, pad_token_id=None)
 GPT2 = dict(vocab_size=61, n_embd=36, n_layer=3, n_head=3, n_positions=40, layer_norm_epsilon=1e-3, bos_token_id=None, eos_token_id=None,
             attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+
+# The bounds in bfloat16 ask for weights that no token is ill-conditioned with: with others a logit moves by 0.2 in transformers'
+# own autocast too. Dense feed-forwards, since what is looked at is the linear layer and the gate; experts have cases of their own.
+NEXT = dict(COMMON, num_hidden_layers=4, head_dim=16, num_experts=0, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=12,
+            linear_value_head_dim=10)
 
 # name, model_type, keys, and what is special: `config`, `tensors`: what is done to the files before anyone reads them; `shards`: their
 # size; `length`: tokens in a row (beyond the kernels' tiles); `steps`: of training (the more rows choose, the closer the closest choice);
@@ -163,6 +180,12 @@ CASES = [
     ("deepseek_v3 experts", "deepseek_v3", latent(first_k_dense_replace=1), {"loose": False}),
     ("deepseek_v32 experts", "deepseek_v32", indexed(first_k_dense_replace=1), {}),
     ("glm_moe_dsa experts, shared sets", "glm_moe_dsa", indexed(first_k_dense_replace=1, indexer_types=["full", "shared", "shared"]), {}),
+    ("qwen3_next", "qwen3_next", NEXT, {"tensors": mtp_beside, "seed": 103}),
+    ("qwen3_next long", "qwen3_next", {**NEXT, "max_position_embeddings": 256, "tie_word_embeddings": True, "linear_key_head_dim": 20}, {"length": 203}),
+    ("qwen3_next layer types, old keys", "qwen3_next", {**NEXT, "layer_types": ["full_attention", "linear_attention"] * 2, "linear_num_key_heads": 3,
+                                                        "linear_num_value_heads": 3, "linear_conv_kernel_dim": 3, "attention_bias": True,
+                                                        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+     {"config": [old_rope, interval_beside]}),
     ("smollm3", "smollm3", gated(no_rope_layer_interval=2), {"config": old_rope}),
     ("smollm3 windows", "smollm3", gated(attention_bias=True, mlp_bias=True, tie_word_embeddings=False, no_rope_layers=[0, 1, 0], use_sliding_window=True,
                                          sliding_window=5, rope_parameters={**YARN, "rope_theta": 2e6}), {}),
@@ -224,7 +247,7 @@ REFUSED = [
     (tensors_with(lambda t: t.update({"model.norm.weight": torch.ones(36, dtype=torch.int32)})), ["model.norm.weight", "I32"]),
 ]
 
-PACKED = ["deepseek_v32", "glm_moe_dsa shared sets", "gpt2", "pythia", "llama", "mistral", "qwen3 biases, windows", "gemma3", "olmo3", "qwen3_moe", "glm4_moe", "gpt_oss"]
+PACKED = ["deepseek_v32", "glm_moe_dsa shared sets", "gpt2", "pythia", "llama", "mistral", "qwen3 biases, windows", "gemma3", "olmo3", "qwen3_moe", "glm4_moe", "gpt_oss", "qwen3_next"]
 ON_DISK = {"qwen2": torch.bfloat16, "llama": torch.float16}  # stored so, computed in float32
 
 FAST = {"name": "fast", "gradients": True, "steps": STEPS, "decode": True}
@@ -268,7 +291,8 @@ def randomise(model, seed):
             if name.endswith(("gate_up_proj", "down_proj")):  # experts: spread the clamped gate of gpt-oss too
                 p.copy_(noise * p.shape[-2 if model.config.model_type == "gpt_oss" else -1] ** -0.5)
             elif "norm" in name or "ln_" in name:
-                zero_centred = model.config.model_type == "gemma3_text" or name.endswith("bias")
+                zero_centred = (model.config.model_type == "gemma3_text" or name.endswith("bias") or
+                                model.config.model_type == "qwen3_next" and "linear_attn.norm" not in name)
                 p.copy_(0.2 * noise + (0.0 if zero_centred else 1.0))
             elif name.endswith("bias"):
                 p.copy_(0.1 * noise)
@@ -474,6 +498,7 @@ def main():
             if wanted and name not in wanted:
                 continue
             folder = root / f"{number}"
+            number = case[3].get("seed", number)
             model = build(case, folder, number)
             length, steps = case[3].get("length", LENGTH), case[3].get("steps", STEPS)
             ids = torch.randint(0, model.config.vocab_size, (BATCH, length), generator=torch.Generator().manual_seed(1000 + number))

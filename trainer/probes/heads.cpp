@@ -23,6 +23,7 @@ void Heads::attention(int64_t block, const at::Tensor& q, const at::Tensor& k,
 
 void Heads::report(ProbeResults& results) {
   for (size_t i = 0; i < sums_.size(); ++i) {
+    if (!sums_[i].heads.defined()) continue;  // a layer without attention
     const at::Tensor mean = (sums_[i].heads / static_cast<double>(sums_[i].rows)).cpu().contiguous();
     const double* values = mean.const_data_ptr<double>();
     results.add(fmt::format("layer.{}", i), {mean.numel()}, {values, values + mean.numel()});

@@ -1,0 +1,93 @@
+// Qwen3-Next (Qwen team 2025): three blocks of Gated DeltaNet to one of attention, whose output has a gate and whose
+// heads are rotated by a quarter; norms stored around zero; experts with a gated shared one, or dense feed-forwards.
+#include "models/families/families.h"
+#include "models/kernels/causal_conv.h"
+
+namespace cairn::models {
+namespace {
+
+// Which blocks are linear: `layer_types`, or all but every `full_attention_interval`-th.
+std::vector<bool> linear_layers(ConfigReader& reader, int64_t layers) {
+  const int64_t interval = reader.integer("full_attention_interval", 4);
+  std::vector<std::string> types;
+  for (int64_t i = 0; i < layers; ++i) types.push_back((i + 1) % interval ? "linear_attention" : "full_attention");
+  types = reader.texts("layer_types", types);
+  if (static_cast<int64_t>(types.size()) != layers) {
+    throw ConfigError("layer_types",
+                      fmt::format("found {} entries, expected {} (num_hidden_layers)", types.size(), layers));
+  }
+  std::vector<bool> linear;
+  for (const std::string& type : types) {
+    if (type != "linear_attention" && type != "full_attention")
+      throw ConfigError("layer_types", fmt::format("found '{}', expected full_attention or linear_attention", type));
+    linear.push_back(type == "linear_attention");
+  }
+  return linear;
+}
+
+DeltaNetConfig delta_net(ConfigReader& reader, const DecoderConfig& config) {
+  DeltaNetConfig net;
+  net.num_key_heads = reader.integer("linear_num_key_heads", 16);
+  net.num_value_heads = reader.integer("linear_num_value_heads", 32);
+  net.key_head_dim = reader.integer("linear_key_head_dim", 128);
+  net.value_head_dim = reader.integer("linear_value_head_dim", 128);
+  net.conv_kernel = reader.integer("linear_conv_kernel_dim", 4);
+  net.norm_eps = config.norm.eps;
+  net.init_std = net.out_init_std = config.init_std;
+  if (net.num_value_heads % net.num_key_heads) {
+    throw ConfigError("linear_num_value_heads",
+                      fmt::format("found {}, expected a multiple of linear_num_key_heads ({})", net.num_value_heads,
+                                  net.num_key_heads));
+  }
+  if (net.conv_kernel > kernels::kMaxTaps) {
+    throw ConfigError("linear_conv_kernel_dim",
+                      fmt::format("found {}, expected at most {}", net.conv_kernel, kernels::kMaxTaps));
+  }
+  return net;
+}
+
+DecoderConfig from_config(ConfigReader& reader) {
+  DecoderConfig config = gated_decoder(reader, {.vocab_size = 151936,
+                                                .hidden_size = 2048,
+                                                .intermediate_size = 5632,
+                                                .num_hidden_layers = 48,
+                                                .num_attention_heads = 16,
+                                                .num_key_value_heads = 2,
+                                                .head_dim = 256,
+                                                .max_position_embeddings = 32768});
+  config.norm.offset = 1;
+  const int64_t layers = static_cast<int64_t>(config.blocks.size());
+  const bool attention_bias = reader.boolean("attention_bias", false);
+  const RopeConfig rope = reader.rope(config.blocks[0].attention.head_dim,
+                                      {.partial_key = "partial_rotary_factor", .default_partial = 0.25});
+  const std::vector<bool> linear = linear_layers(reader, layers);
+  const DeltaNetConfig net = delta_net(reader, config);
+  const auto dense = reader.integers("mlp_only_layers", {});
+  const int64_t step = reader.integer("decoder_sparse_step", 1);
+  const int64_t experts = reader.integer("num_experts", 512, 0);
+  reader.ignore({"num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size", "norm_topk_prob",
+                 "output_router_logits", "router_aux_loss_coef"});
+
+  for (int64_t i = 0; i < layers; ++i) {
+    BlockConfig& block = config.blocks[i];
+    block.attention.qk_norm = AttentionConfig::QkNorm::head;
+    block.attention.norm = config.norm;
+    block.attention.output_gate = true;
+    block.attention.qkv_bias = block.attention.out_bias = attention_bias;
+    block.attention.rope = rope;
+    if (linear[i]) {
+      if (block.feed_forward.activation != kernels::Activation::silu)
+        throw ConfigError("hidden_act", "the convolution in front of a linear layer has silu alone: expected silu");
+      block.delta_net = net;
+    }
+    const bool sparse = experts > 0 && (i + 1) % step == 0 && std::find(dense.begin(), dense.end(), i) == dense.end();
+    if (sparse) throw ConfigError("num_experts", "this family's experts are not supported yet: expected 0");
+  }
+  return config;
+}
+
+}  // namespace
+
+const Family qwen3_next_family{"qwen3_next", "Qwen3NextForCausalLM", "model.", from_config, same_name, nullptr, nullptr, "mtp."};
+
+}  // namespace cairn::models
