@@ -1,6 +1,7 @@
 #include "trainer/bench/attention.h"
 #include "trainer/bench/checkpoint.h"
 #include "trainer/bench/decode.h"
+#include "trainer/bench/delta.h"
 #include "trainer/bench/moe.h"
 #include "trainer/bench/replay.h"
 #include "trainer/bench/sparse_model.h"
@@ -22,6 +23,7 @@ Action bench_verb(CLI::App& command) {
     bench::AttentionBenchOptions attention;
     bench::MoeBenchOptions moe;
     bool whole_model = false;
+    bench::DeltaBenchOptions delta;
     int threads = 0;
     bool json = false;
   };
@@ -102,7 +104,12 @@ Action bench_verb(CLI::App& command) {
       ->check(CLI::Range(1, 1000));
   m->add_option("--steps", o->moe.steps, "pairs of steps that count (default 7)")->check(CLI::Range(1, 1000000));
   m->callback([o, chosen] { *chosen = [o] { return bench::bench_moe(o->moe); }; });
-  for (CLI::App* sub : {t, d, c, w, r, a, m}) {
+  CLI::App* n = command.add_subcommand(
+      "delta", "Gated DeltaNet, forward and backward, the layer alone and a model of four: tokens/s by length");
+  n->add_option("--tokens", o->delta.tokens, "lengths of the one sequence (default 1024,16384)")->delimiter(',');
+  n->add_option("--rounds", o->delta.rounds, "that count (default 5)");
+  n->callback([o, chosen] { *chosen = [o] { return bench::bench_delta(o->delta); }; });
+  for (CLI::App* sub : {t, d, c, w, r, a, m, n}) {
     sub->add_option("--threads", o->threads, "default: all");
     sub->add_flag("--json", o->json, "one line of JSON");
   }
