@@ -64,9 +64,16 @@ DecoderConfig from_config(ConfigReader& reader) {
   const DeltaNetConfig net = delta_net(reader, config);
   const auto dense = reader.integers("mlp_only_layers", {});
   const int64_t step = reader.integer("decoder_sparse_step", 1);
-  const int64_t experts = reader.integer("num_experts", 512, 0);
-  reader.ignore({"num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size", "norm_topk_prob",
-                 "output_router_logits", "router_aux_loss_coef"});
+  ExpertsConfig experts = experts_like(config);
+  experts.num_experts = reader.integer(experts_key(reader, "num_experts"), 512, 0);
+  experts.num_experts_per_tok = reader.integer("num_experts_per_tok", 10);
+  experts.moe_intermediate_size = reader.integer("moe_intermediate_size", 512);
+  experts.norm_topk_prob = reader.boolean("norm_topk_prob", true);
+  experts.shared_intermediate_size = reader.integer("shared_expert_intermediate_size", 512);
+  experts.shared_name = "shared_expert";
+  experts.shared_gate = true;
+  router_aux_loss(reader, experts);
+  if (experts.num_experts > 0) check_experts(experts, "num_experts");
 
   for (int64_t i = 0; i < layers; ++i) {
     BlockConfig& block = config.blocks[i];
@@ -80,8 +87,9 @@ DecoderConfig from_config(ConfigReader& reader) {
         throw ConfigError("hidden_act", "the convolution in front of a linear layer has silu alone: expected silu");
       block.delta_net = net;
     }
-    const bool sparse = experts > 0 && (i + 1) % step == 0 && std::find(dense.begin(), dense.end(), i) == dense.end();
-    if (sparse) throw ConfigError("num_experts", "this family's experts are not supported yet: expected 0");
+    const bool sparse =
+        experts.num_experts > 0 && (i + 1) % step == 0 && std::find(dense.begin(), dense.end(), i) == dense.end();
+    if (sparse) block.experts = experts;
   }
   return config;
 }

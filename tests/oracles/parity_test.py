@@ -181,6 +181,8 @@ CASES = [
     ("deepseek_v32 experts", "deepseek_v32", indexed(first_k_dense_replace=1), {}),
     ("glm_moe_dsa experts, shared sets", "glm_moe_dsa", indexed(first_k_dense_replace=1, indexer_types=["full", "shared", "shared"]), {}),
     ("qwen3_next", "qwen3_next", NEXT, {"tensors": mtp_beside, "seed": 103}),
+    ("qwen3_next experts", "qwen3_next", {**NEXT, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 20,
+                                          "shared_expert_intermediate_size": 24, "mlp_only_layers": [2]}, {}),
     ("qwen3_next long", "qwen3_next", {**NEXT, "max_position_embeddings": 256, "tie_word_embeddings": True, "linear_key_head_dim": 20}, {"length": 203}),
     ("qwen3_next layer types, old keys", "qwen3_next", {**NEXT, "layer_types": ["full_attention", "linear_attention"] * 2, "linear_num_key_heads": 3,
                                                         "linear_num_value_heads": 3, "linear_conv_kernel_dim": 3, "attention_bias": True,
