@@ -19,6 +19,21 @@ Json small(const std::string& model_type) {
             {"intermediate_size", 48},      {"num_hidden_layers", 2}, {"num_attention_heads", 4},
             {"max_position_embeddings", 64}};
   if (model_type != "gpt_neox") json["num_key_value_heads"] = 2;
+  if (model_type.starts_with("deepseek") || model_type == "glm_moe_dsa") {
+    json.update({{"num_key_value_heads", 4},
+                 {"q_lora_rank", 24},
+                 {"kv_lora_rank", 16},
+                 {"qk_rope_head_dim", 8},
+                 {"qk_nope_head_dim", 16},
+                 {"v_head_dim", 12},
+                 {"first_k_dense_replace", 1},
+                 {"n_routed_experts", 4},
+                 {"num_experts_per_tok", 2},
+                 {"n_group", 2},
+                 {"topk_group", 1},
+                 {"moe_intermediate_size", 16}});
+    if (model_type != "deepseek_v3") json.update({{"index_n_heads", 4}, {"index_head_dim", 16}, {"index_topk", 8}});
+  }
   if (model_type == "qwen3_next") {
     json.update({{"num_experts", 0},
                  {"layer_types", {"linear_attention", "full_attention"}},
@@ -74,8 +89,8 @@ TEST_P(EveryFamily, EveryParameterLiesOnDiskOnceAndComesBack) {
     EXPECT_TRUE(value.is_contiguous());
     stored.emplace_back(tensor, value.clone());
   }
-  EXPECT_EQ(parameters.size(), decoder.parameters().all().size());
-  decoder.parameters().flat().fill_(-1);
+  EXPECT_EQ(parameters.size(), decoder.parameters().all().size() + decoder.parameters().buffers().size());
+  for (const Parameter& parameter : decoder.parameters().all()) parameter.value().fill_(-1);
   for (const auto& [tensor, value] : stored) from_disk(tensor, value, decoder.config(), decoder.parameters());
   EXPECT_TRUE(at::equal(decoder.parameters().flat(), before));
 
@@ -109,6 +124,8 @@ TEST_P(EveryFamily, StartsAsTransformersStartsIt) {
       EXPECT_GT(value.std().item<double>(), 0) << p.name;
     } else if (p.name.ends_with("conv1d.weight")) {
       EXPECT_NEAR(value.std().item<double>() / 0.05, 1, 0.2) << p.name;
+    } else if (p.name.ends_with("sinks")) {
+      EXPECT_GT(value.abs().max().item<float>(), 0) << p.name;
     } else if (p.role == Role::bias) {
       EXPECT_EQ(value.abs().max().item<float>(), 0) << p.name;
     } else {
