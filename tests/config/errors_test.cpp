@@ -138,8 +138,9 @@ TEST_F(ErrorsTest, CombinationsThatMakeNoSense) {
       {{"model.num_attention_heads=0"},
        "command line: model.num_attention_heads: found 0, expected an integer of at least 1"},
       {{"model.from=somewhere"},
-       "run.yaml:1: model.model_type: found a shape beside model.from, expected one or the other: the weights bring "
-       "theirs"},
+       "run.yaml:1: model.hidden_size: found a shape beside model.from, expected one or the other: the weights bring "
+       "theirs; what may be added is an indexer, by a model_type that has one (llama_dsa, ...) and its index_ "
+       "settings"},
       {{"model=null"},
        "command line: model: found nothing, expected `base: FILE`, Hugging Face config.json keys, or `from: ADDRESS`"},
       {{"model.vocab_size=100"},

@@ -71,10 +71,10 @@ TEST_F(StagesTest, ContextIsCheckedPerStage) {
 TEST_F(StagesTest, WhatMayNotChange) {
   const std::vector<std::pair<std::string, std::string>> cases = {
       {"{steps: 9, model: {}}",
-       "run.yaml:5: stages.0.model: found a change of model, expected one of name, steps, data, optim, train: model "
+       "run.yaml:5: stages.0.model: found a change of model, expected one of name, steps, data, optim, indexer, index_topk, experts, train: model "
        "stays the same inside a run"},
       {"{steps: 9, seed: 2}",
-       "run.yaml:5: stages.0.seed: found a change of seed, expected one of name, steps, data, optim, train: seed stays "
+       "run.yaml:5: stages.0.seed: found a change of seed, expected one of name, steps, data, optim, indexer, index_topk, experts, train: seed stays "
        "the same inside a run"},
       {"{steps: 9, data: {tokenizer: {bytes: true}}}",
        "run.yaml:5: stages.0.data.tokenizer: found a change inside a run, expected none: the ids of the tokens would "
@@ -85,7 +85,7 @@ TEST_F(StagesTest, WhatMayNotChange) {
       {"{steps: 9, train: {precision: bf16}}",
        "run.yaml:5: stages.0.train.precision: found a change inside a run, expected none: the state would not fit"},
       {"{steps: 9, dat: {}}",
-       "run.yaml:5: stages.0.dat: found an unknown key, expected one of name, steps, data, optim, train (did you mean "
+       "run.yaml:5: stages.0.dat: found an unknown key, expected one of name, steps, data, optim, indexer, index_topk, experts, train (did you mean "
        "'data'?)"},
       {"{name: x}", "run.yaml:5: stages.0.steps: found nothing, expected the number of steps of the stage"},
       {"{steps: 0}", "run.yaml:5: stages.0.steps: found '0', expected an integer of at least 1"},

@@ -7,7 +7,7 @@ from harness import cairn, digests, journal, main, run_file, text, workspace
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CONSTANT = {"optim.schedule.name": "constant", "optim.schedule.decay": None, "optim.schedule.warmup": 0}
 FAMILIES = ["gpt2", "gpt_neox", "llama", "qwen2", "qwen3", "mistral", "gemma3_text", "olmo2", "olmo3", "smollm3", "mixtral",
-            "qwen3_moe", "glm4_moe", "gpt_oss"]
+            "qwen3_moe", "glm4_moe", "gpt_oss", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "qwen3_next", "llama_dsa", "qwen3_dsa"]
 
 
 def write_text(folder, name="text.txt", **options):

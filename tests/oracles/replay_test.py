@@ -129,7 +129,9 @@ def test_probes_change_no_bit():
         run = train(folder, **{"train.steps": 24, "checkpoints.every": 12, "model.dropout": 0.1, "optim.ema": 0.9})
         report = replay(run, "--probe", "all", "--every", 8, "--text", write_text(folder))
         assert report["verified"] and report["compared"] == 24, report
-        assert all(probe["values"] > 0 for probe in report["probes"]) and len(report["probes"]) >= 9, report["probes"]
+        # A dense model has no experts to load.
+        assert all((probe["values"] > 0) == (probe["metric"] != "expert_load") for probe in report["probes"]), report["probes"]
+        assert len(report["probes"]) >= 9
         names = os.listdir(os.path.join(run, "probes"))
         assert any(name.endswith(".h5") for name in names) and any(name.endswith(".jsonl") for name in names), names
 
@@ -150,7 +152,8 @@ def test_digests_every_so_many_steps():
         assert "8 steps" in said and "up to step 8" in said, said
         assert value["nll"] == expected["nll"], (value, expected)
         cairn("fork", f"{run}@6", "--run", os.path.join(folder, "child"), "train.steps=9")
-        assert digests(os.path.join(folder, "child"))[6] is None and stored(os.path.join(folder, "child")) == [6]
+        child = os.path.join(folder, "child")
+        assert digests(child)[6] is None and 6 in stored(child) and all(digests(child)[n] in (None, known[n]) for n in range(1, 9)), digests(child)
         rewrite_journal(run, lambda line: line.update(digest="0" * 32) if line["step"] == 16 else None)
         refused("eval", f"{run}@15", "--text", write_text(folder), says=("run@15 is not verified", "step 16"))
         [fault] = replay(run, "--from", 12, "--to", 20, status=1)["faults"]

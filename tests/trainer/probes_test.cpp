@@ -50,7 +50,8 @@ TEST(Probes, EveryProbeLeavesEveryBitOfTheRun) {
     probes->finish();
     for (const ProbeKind* kind : probe_kinds()) {
       const auto found = testing::measured(folder / "probes", kind->name);
-      EXPECT_FALSE(found.empty()) << what << ", " << kind->name;
+      const bool has = kind->name != std::string("expert_load");  // the models here are dense
+      EXPECT_EQ(!found.empty(), has) << what << ", " << kind->name;
       for (const auto& [at, values] : found) {
         for (const double value : values)
           EXPECT_TRUE(std::isfinite(value) || kind->name == std::string("noise_scale")) << what << ", " << kind->name;

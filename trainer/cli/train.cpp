@@ -48,9 +48,12 @@ void name_origin(config::RunConfig& config) {
   if (!config.model.from) return;
   const Located origin = locate(*config.model.from);
   const bool cached = origin.folder.parent_path().filename() == "cache" && origin.step;
-  const std::string run = fs::absolute(origin.run).lexically_normal().string();
-  config.model.from = cached ? fmt::format("{}@{}{}", run, *origin.step, origin.ema ? ":ema" : "")
-                             : fs::absolute(origin.folder).lexically_normal().string();
+  if (cached) {
+    const std::string run = fs::absolute(origin.run).lexically_normal().string();
+    config.model.from = fmt::format("{}@{}{}", run, *origin.step, origin.ema ? ":ema" : "");
+  } else {
+    config.model.from = fs::absolute(origin.folder).lexically_normal().string();
+  }
 }
 
 // A run that stopped because of what it computed has failed; one that was asked to stop has not.

@@ -161,7 +161,13 @@ void check_optim(const RunConfig& config, const std::string& prefix, const Stage
 }
 
 void check_indexer(const RunConfig& config, const std::string& prefix, const Stage& stage) {
-  const auto key = [&](const std::string& name) { return key_in_stage(config, prefix, "indexer." + name); };
+  const auto key = [&](const std::string& name) {
+    // `train: indexer` in a stage is short for indexer.train.
+    const auto inner = config.locations.lower_bound(prefix + name + ".");
+    const bool is_short = !prefix.empty() && config.locations.contains(prefix + name) &&
+                          !(inner != config.locations.end() && inner->first.starts_with(prefix + name + "."));
+    return is_short ? prefix + name : key_in_stage(config, prefix, "indexer." + name);
+  };
   const IndexerOptions& o = stage.indexer;
   if (o.mode == "dense" && o.train == "indexer")
     config.fail(key("train"),
