@@ -187,7 +187,7 @@ CASES = [
     ("qwen3_next layer types, old keys", "qwen3_next", {**NEXT, "layer_types": ["full_attention", "linear_attention"] * 2, "linear_num_key_heads": 3,
                                                         "linear_num_value_heads": 3, "linear_conv_kernel_dim": 3, "attention_bias": True,
                                                         "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
-     {"config": [old_rope, interval_beside]}),
+     {"config": [old_rope, interval_beside], "loose": False}),
     ("smollm3", "smollm3", gated(no_rope_layer_interval=2), {"config": old_rope}),
     ("smollm3 windows", "smollm3", gated(attention_bias=True, mlp_bias=True, tie_word_embeddings=False, no_rope_layers=[0, 1, 0], use_sliding_window=True,
                                          sliding_window=5, rope_parameters={**YARN, "rope_theta": 2e6}), {}),
