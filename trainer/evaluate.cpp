@@ -43,6 +43,8 @@ Evaluation evaluate_set(const models::Decoder& model, const data::Dataset& data,
     input.pass.products = like.products;
     input.pass.reference = like.reference;
     input.pass.aten = like.aten;
+    input.pass.indexer = like.indexer;
+    input.pass.indexer.train = false;
     sum += model.loss(input.ids, input.targets, input.pass, 1.0, 0, false).nll;
     result.tokens += batch.target_count();
     if (tokenizer) bytes += target_bytes(batch, *tokenizer);

@@ -107,7 +107,7 @@ def test_gpu_gives_the_same_bits_every_time_and_after_a_resume():
             damaged.truncate(100)
         cairn("resume", one, "--json")
         assert digests(one) == expected
-        assert json.loads(cairn("verify", one, "--json").stdout)["ok"]
+        assert json.loads(cairn("verify", one, "--json").stdout)["verified"]
 
 
 @needs(1)

@@ -157,7 +157,7 @@ def test_a_long_journal_opens_fast():
         start = min(timed("models") for _ in range(3))
         opened = min(timed("log", run) for _ in range(3))
         print(f"      cairn log of 100,000 lines ({os.path.getsize(path) / 1e6:.0f} MB): {opened - start:.2f} s beyond the start of {start:.2f} s")
-        assert opened - start < 2.0, (opened, start)
+        assert opened - start < 0.5, (opened, start)
 
 
 def test_a_run_as_it_was_written():

@@ -82,6 +82,17 @@ def test_bits_through_all_stages():
         assert digests(two) == expected
 
 
+def test_the_dense_stage_is_the_dense_model():
+    """An indexer that stands by changes neither a loss nor the validation, whatever keys it would choose."""
+    with workspace() as folder:
+        stage = [{"name": "only", "steps": 4}]
+        beside = train(folder, "beside", stages=[{**stage[0], "indexer": {"mode": "dense"}}])
+        plain = train(folder, "plain", stages=stage, **{key: None for key in MODEL if "index" in key}, **{"model.model_type": "llama"})
+        sparse = train(folder, "sparse", stages=stage)
+        seen = [[(line["loss"], line.get("eval")) for line in journal(run)] for run in (beside, plain, sparse)]
+        assert seen[0] == seen[1] and seen[0][-1][1] and seen[0][-1] != seen[2][-1], seen
+
+
 def test_killed_in_each_stage():
     with workspace() as folder:
         expected, file = digests(train(folder)), write_run(folder)
@@ -116,4 +127,4 @@ def test_stages_that_make_no_sense():
 
 
 if __name__ == "__main__":
-    main([test_what_learns_in_each_stage, test_bits_through_all_stages, test_killed_in_each_stage, test_stages_that_make_no_sense])
+    main([test_what_learns_in_each_stage, test_bits_through_all_stages, test_the_dense_stage_is_the_dense_model, test_killed_in_each_stage, test_stages_that_make_no_sense])

@@ -11,6 +11,9 @@ inline ModelInput measuring_input(const data::Batch& batch, const StepSettings& 
   input.pass.products = settings.products;
   input.pass.reference = settings.reference;
   input.pass.aten = settings.aten;
+  input.pass.indexer = settings.indexer;
+  input.pass.indexer.train = false;
+  input.pass.experts = settings.experts;
   return input;
 }
 
