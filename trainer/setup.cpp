@@ -236,6 +236,12 @@ std::vector<std::string> doubtful_settings(const config::RunConfig& config, cons
         fmt::format("{}: checkpoints.at: found {}, beyond the last step ({}): no checkpoint is stored there",
                     config.locate("checkpoints.at").text(), fmt::join(beyond, ", "), *last));
   }
+  if (config.train.precision != "float32") {
+    lines.push_back(
+        fmt::format("{}: train.precision: found {}: on a CPU the bits of its products depend on the number of threads, "
+                    "so digests are the same for equal numbers of threads alone (build.json: depends_on)",
+                    config.locate("train.precision").text(), config.train.precision));
+  }
   return lines;
 }
 

@@ -215,6 +215,8 @@ class Loop {
     if (writes) {
       Json build = build_info();
       build["device"] = device_name(device);
+      // What the digests hang on besides settings, machine and libraries.
+      if (device.is_cpu() && config_.train.precision != "float32") build["depends_on"] = {"threads"};
       for (const std::string& note : write_run_files(run_, config_, build, stepper_.data(), resuming, from))
         console_.warn(note);
       journal_.emplace(run_ / "journal.jsonl");

@@ -30,6 +30,7 @@ Json timeline_json(const Timeline& t) {
   }
   for (const auto& d : t.damaged) out["damaged"].push_back({{"step", d.step}, {"fault", d.fault.message()}});
   out["range"] = {{"from", t.first}, {"to", t.steps}, {"replay_from", t.bases}, {"longest_replay", t.longest_replay}};
+  out["depends_on"] = t.build.value("depends_on", Json::array());
   out["unverified"] = Json::array();
   for (const auto& u : t.unverified) out["unverified"].push_back({{"from", u.from}, {"to", u.to}, {"why", u.why}});
   out["events"] = t.events;
@@ -162,6 +163,8 @@ void print_range(const Timeline& t, const std::string& run) {
             : "");
   }
   fmt::print("{}\n", line);
+  for (const Json& what : t.build.value("depends_on", Json::array()))
+    fmt::print("digests      depend on {}: replay with as many as build.json has\n", what.get<std::string>());
   for (const auto& u : t.unverified) fmt::print("unverified   steps {} to {}: {}\n", u.from, u.to, u.why);
 }
 
@@ -212,7 +215,7 @@ Action log_verb(CLI::App& command) {
   command.add_flag("--all", o->all, "every row of the time line, where there are many");
   command.add_flag("--json", o->json,
                    "{\"steps\", \"checkpoints\": [{\"step\", \"kind\", \"bytes\", \"digest\"}], \"range\", "
-                   "\"unverified\", \"events\", \"stages\", \"resumptions\", \"machines\", \"changes\", "
+                   "\"depends_on\", \"unverified\", \"events\", \"stages\", \"resumptions\", \"machines\", \"changes\", "
                    "\"validation\", \"family\"}");
   return [o] {
     if (!std::filesystem::exists(std::filesystem::path(o->run) / "run.yaml"))
