@@ -13,6 +13,8 @@ nlohmann::ordered_json dry_run(const config::RunConfig& config) {
   const TokenizerPtr tokenizer = make_tokenizer(config);
   const models::DecoderConfig decoder_config = make_decoder_config(config, *tokenizer);
   check_samples(config, *tokenizer, decoder_config);
+  check_experts(config, decoder_config);
+  check_indexer(config, decoder_config);
   const auto data = make_dataset(config, tokenizer, {});
   const auto last = last_step(config, *data);
   check_schedules(config, last);

@@ -298,18 +298,25 @@ models::IndexerPass indexer_pass(const config::Stage& stage) {
           .loss_coef = o.loss_coef};
 }
 
-void check_indexer(const config::RunConfig& config, const models::Parameters& parameters) {
-  const auto& groups = parameters.groups();
-  const bool has = std::any_of(groups.begin(), groups.end(),
-                               [](const auto& range) { return range.group == models::Group::indexer; });
-  if (has) return;
+void check_indexer(const config::RunConfig& config, const models::DecoderConfig& decoder) {
+  int64_t least = 0;  // index_topk of the model; 0: it has no indexer
+  for (const models::BlockConfig& block : decoder.blocks)
+    if (block.indexer) least = least ? std::min(least, block.indexer->index_topk) : block.indexer->index_topk;
   for (size_t i = 0; i < config.stages.size(); ++i) {
-    if (config.stages[i].indexer == config::IndexerOptions()) continue;
+    const config::IndexerOptions& options = config.stages[i].indexer;
     const std::string own = fmt::format("stages.{}.indexer", i);
     const std::string key = config.locations.contains(own) ? own : "indexer";
-    config.fail(key,
-                "found settings of an indexer, but the model has none: expected a model_type with sparse attention "
-                "(deepseek_v32, glm_moe_dsa, llama_dsa, ...), or no such section");
+    if (least == 0 && options != config::IndexerOptions()) {
+      config.fail(key,
+                  "found settings of an indexer, but the model has none: expected a model_type with sparse attention "
+                  "(deepseek_v32, glm_moe_dsa, llama_dsa, ...), or no such section");
+    }
+    const int64_t topk = options.topk.value_or(least), kept = options.sinks + options.window;
+    if (least > 0 && kept > topk) {
+      config.fail(key, fmt::format("found {} sinks and a window of {}, expected together at most topk ({}): they are "
+                                   "among the chosen keys",
+                                   options.sinks, options.window, topk));
+    }
   }
 }
 

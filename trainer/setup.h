@@ -53,8 +53,9 @@ optim::OptimizerOptions optimizer_options(const config::Stage& stage);
 double learning_rate(const config::Stage& stage, int64_t step, std::optional<int64_t> last);
 // What layers with an indexer are asked for in a stage.
 models::IndexerPass indexer_pass(const config::Stage& stage);
-// Throws config::ConfigError where the run has settings of an indexer and the model none.
-void check_indexer(const config::RunConfig& config, const models::Parameters& parameters);
+// Throws config::ConfigError where the run has settings of an indexer and the model none, or more keys that are always
+// chosen than there are to choose.
+void check_indexer(const config::RunConfig& config, const models::DecoderConfig& decoder);
 
 // Everything train_step wants for step n, but for the spike threshold, which hangs on the losses before.
 // Throws config::ConfigError where a stage has settings of experts and the model has none.

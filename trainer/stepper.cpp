@@ -45,6 +45,7 @@ void Stepper::prepare(const data::ProgressCallback& progress, const std::filesys
   decoder_config_ = make_decoder_config(config_, *tokenizer_, run);
   check_samples(config_, *tokenizer_, decoder_config_);
   check_experts(config_, decoder_config_);
+  check_indexer(config_, decoder_config_);
   data_ = make_dataset(config_, tokenizer_, progress);
   last_ = last_step(config_, *data_);
   check_schedules(config_, last_);
@@ -59,7 +60,6 @@ void Stepper::open() {
                                 [](const config::Stage& stage) { return stage.optim.name == "muon"; });
   state_ = std::make_unique<State>(decoder_config_, weight_type(first.train.precision), world_, first.train.lanes,
                                    config_.parallel.zero, muon, device);
-  check_indexer(config_, state_->model().parameters());
   stage_ = nullptr;
 }
 

@@ -113,11 +113,13 @@ def test_stages_that_make_no_sense():
         for stage, words in [({"indexer": {"mode": "dense"}, "train": "indexer"}, ["stages.0", "train", "nothing"]),
                              ({"index_topk": 0}, ["stages.0.index_topk", "at least 1"]),
                              ({"indexer": {"mode": "warmup"}, "train": "model"}, ["stages.0.train", "warmup"]),
+                             ({"index_topk": 5, "indexer": {"sinks": 4, "window": 2}}, ["stages.0.indexer", "4 sinks", "window of 2", "topk (5)"]),
                              ({"indexer": {"mode": "sparce"}}, ["stages.0.indexer.mode", "sparse"]),
                              ({"indexer": {"top": 3}}, ["stages.0.indexer.top"])]:
             file = write_run(folder, [{"name": "only", "steps": 2, **stage}])
-            done = cairn("train", file, "--run", os.path.join(folder, "run"), check=False)
-            assert done.returncode == 2 and all(word in done.stderr for word in words), (stage, done.stderr)
+            for more in ([], ["--dry-run"]):
+                done = cairn("train", file, "--run", os.path.join(folder, "run"), *more, check=False)
+                assert done.returncode == 2 and all(word in done.stderr for word in words), (stage, done.stderr)
         file = write_run(folder, **{"model.model_type": "llama", "model.index_topk": None})
         tree = json.load(open(file))
         tree["model"] = {key: value for key, value in tree["model"].items() if not key.startswith("index_")}
