@@ -102,24 +102,46 @@ void TrajectoryHook::step(State& state, bool checkpoint) {
   const DiskModel model = disk_model(state.model());
   background_->save(chosen(model.views),
                     [this, step = state.step, checkpoint](std::span<const checkpoints::TensorView> snapshot) {
-                      writer_->add(step, snapshot);
-                      if (checkpoint) writer_->seal();
+                      write([&] {
+                        writer_->add(step, snapshot);
+                        if (checkpoint) writer_->seal();
+                      });
                     });
   unsealed_ = !checkpoint;
 }
 
 void TrajectoryHook::seal() {
   if (!unsealed_) return;
-  background_->save({}, [this](std::span<const checkpoints::TensorView>) { writer_->seal(); });
+  background_->save({}, [this](std::span<const checkpoints::TensorView>) { write([this] { writer_->seal(); }); });
   unsealed_ = false;
 }
 
+void TrajectoryHook::write(const std::function<void()>& job) {
+  try {
+    job();
+  } catch (...) {
+    const std::lock_guard lock(mutex_);
+    if (!lost_) lost_ = std::current_exception();
+    throw;
+  }
+}
+
+// The background writer tells its error to one caller; a checkpoint's thread may ask after the loop was told.
+void TrajectoryHook::throw_lost() {
+  const std::lock_guard lock(mutex_);
+  if (lost_) std::rethrow_exception(lost_);
+}
+
 void TrajectoryHook::drain() {
-  if (writer_) background_->drain();
+  if (!writer_) return;
+  background_->drain();
+  throw_lost();
 }
 
 void TrajectoryHook::check() {
-  if (writer_) background_->check();
+  if (!writer_) return;
+  background_->check();
+  throw_lost();
 }
 
 void TrajectoryHook::finish() {

@@ -2,8 +2,11 @@
 // writes them (checkpoints/trajectory). Where writing is slower than training the loop waits: memory holds one copy.
 #pragma once
 
+#include <exception>
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <mutex>
 
 #include "checkpoints/async_writer.h"
 #include "checkpoints/schedule.h"
@@ -30,9 +33,10 @@ class TrajectoryHook {
   void step(State& state, bool checkpoint);
   // Starts the sealing of what is in progress.
   void seal();
-  // Waits until all that was asked for is on the disk; throws what went wrong. From any thread.
+  // Waits until all that was asked for is on the disk; throws what went wrong, and does so from then on, so that no
+  // checkpoint is committed after steps that were lost. From any thread.
   void drain();
-  // Throws what went wrong in the background so far.
+  // Throws what went wrong in the background so far, as drain() does.
   void check();
   // Seals and waits.
   void finish();
@@ -42,11 +46,16 @@ class TrajectoryHook {
 
  private:
   std::vector<checkpoints::TensorView> chosen(const std::vector<checkpoints::TensorView>& views) const;
+  // Runs in the background; what it throws stays.
+  void write(const std::function<void()>& job);
+  void throw_lost();
 
   std::filesystem::path journal_;
   checkpoints::Schedule schedule_;
   std::vector<size_t> tensors_;  // of the model, those that are stored
   std::unique_ptr<checkpoints::trajectory::Writer> writer_;
+  std::mutex mutex_;
+  std::exception_ptr lost_;
   std::unique_ptr<checkpoints::AsyncWriter> background_;  // after the writer: its thread ends first
   bool unsealed_ = false;
 };
