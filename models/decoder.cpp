@@ -106,7 +106,8 @@ Block::Block(Parameters& parameters, const std::string& name, const DecoderConfi
   if (block.delta_net) {
     mixer_ = std::make_unique<GatedDeltaNet>(parameters, name + ".linear_attn", C, *block.delta_net, index);
   } else if (block.mla) {
-    mixer_ = std::make_unique<Mla>(parameters, name + ".self_attn", C, *block.mla, block.indexer, index, std::move(rope));
+    mixer_ =
+        std::make_unique<Mla>(parameters, name + ".self_attn", C, *block.mla, block.indexer, index, std::move(rope));
   } else {
     mixer_ = std::make_unique<Attention>(parameters, name + ".self_attn", C, block.attention, block.indexer, index,
                                          std::move(rope));
@@ -227,7 +228,13 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const Pass& pass) const {
   Block::Stream stream{x, at::Tensor()};
   for (size_t i = 0; i < blocks_.size(); ++i) stream = run_block(i, stream, pass);
   if (pass.cache) pass.cache->length += pass.rows();
-  return stream.pending.defined() ? norm_.add(stream.x, stream.pending, pass).second : norm_.forward(stream.x, pass);
+  const int64_t last = blocks_.size();
+  seams.before_forward(last);
+  stream.x = boundary(stream.x, pass, last, false);
+  x = stream.pending.defined() ? norm_.add(stream.x, stream.pending, pass).second : norm_.forward(stream.x, pass);
+  x = boundary(x, pass, last, true);
+  seams.after_forward(last);
+  return x;
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden, const Pass& pass) const {
@@ -247,7 +254,7 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
   at::AutoGradMode grad_mode(gradients);
   const kernels::CrossEntropyOptions options{.scale = scale, .softcap = config_.logit_softcap, .z_loss = z_loss};
   const at::Tensor hidden = this->hidden(ids, pass);
-  const bool through = gradients && hidden.requires_grad();  // false: everything below the head is frozen
+  const bool through = gradients && hidden.requires_grad();    // false: everything below the head is frozen
   const bool rounded = pass.products != hidden.scalar_type();  // bf16-mixed: the head's operands too
   auto gradient_of = [&](const at::Tensor& t) {
     return gradients && t.defined() && t.requires_grad() ? t.grad() : at::Tensor();
@@ -259,6 +266,7 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
         kernels::aten::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options,
                                             gradients, gradient_of(head_), gradient_of(head_bias_));
     if (through) torch::autograd::backward({hidden}, {out.dhidden.to(hidden.scalar_type())});
+    if (through) pass.seams->after_backward(-1);
     if (pass.keep_sums) return {.row_nll = out.row_nll, .sums = out.sums};
     const at::Tensor sums = out.sums.cpu();
     const double* sum = sums.const_data_ptr<double>();
@@ -268,7 +276,10 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
     auto operand = [&](const at::Tensor& t) { return t.defined() ? t.to(pass.products) : t; };
     const auto out =
         kernels::ref::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options);
-    if (gradients && out.loss.requires_grad()) torch::autograd::backward({out.loss}, {});
+    if (gradients && out.loss.requires_grad()) {
+      torch::autograd::backward({out.loss}, {});
+      pass.seams->after_backward(-1);
+    }
     return {out.nll, out.z, out.correct, out.row_nll};
   }
   auto operand = [&](const at::Tensor& t) {
@@ -278,6 +289,7 @@ Loss Decoder::loss(const at::Tensor& ids, const at::Tensor& targets, const Pass&
   const auto out = kernels::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options,
                                                  gradients, gradient_of(head_), gradient_of(head_bias_));
   if (through) torch::autograd::backward({hidden}, {out.dhidden});
+  if (through) pass.seams->after_backward(-1);
   return {out.nll, out.z, out.correct, out.row_nll};
 }
 

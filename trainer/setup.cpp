@@ -218,6 +218,36 @@ void check_samples(const config::RunConfig& config, const data::Tokenizer& token
   }
 }
 
+namespace {
+
+// Settings of another optimizer than the stage has. Defaults are no settings: run.yaml writes all of them out.
+void unused_settings(const config::RunConfig& config, size_t index, std::vector<std::string>& lines) {
+  const config::OptimOptions &o = config.stages[index].optim, plain;
+  struct Key {
+    const char* name;
+    bool changed;
+    std::vector<std::string> users;
+  };
+  const Key keys[] = {{"betas", o.betas != plain.betas, {"adamw", "muon"}},
+                      {"eps", o.eps != plain.eps, {"adamw", "muon"}},
+                      {"momentum", o.momentum != plain.momentum, {"muon", "sgd"}},
+                      {"nesterov", o.nesterov != plain.nesterov, {"muon", "sgd"}},
+                      {"ns_steps", o.ns_steps != plain.ns_steps, {"muon"}},
+                      {"adjust_lr_fn", o.adjust_lr_fn != plain.adjust_lr_fn, {"muon"}},
+                      {"adamw_lr", o.adamw_lr != plain.adamw_lr, {"muon"}}};
+  for (const Key& key : keys) {
+    const std::string whole = std::string("optim.") + key.name, own = fmt::format("stages.{}.{}", index, whole);
+    const bool here = config.locations.contains(own);
+    if (!key.changed || std::find(key.users.begin(), key.users.end(), o.name) != key.users.end()) continue;
+    if (!here && (index > 0 || !config.locations.contains(whole))) continue;
+    lines.push_back(fmt::format("{}: {}: has no effect: it is a setting of {}, and the optimizer is {}",
+                                config.locate(here ? own : whole).text(), here ? own : whole,
+                                fmt::join(key.users, " and "), o.name));
+  }
+}
+
+}  // namespace
+
 std::vector<std::string> doubtful_settings(const config::RunConfig& config, const data::Tokenizer& tokenizer,
                                            std::optional<int64_t> last) {
   std::vector<std::string> lines;
@@ -241,6 +271,19 @@ std::vector<std::string> doubtful_settings(const config::RunConfig& config, cons
         fmt::format("{}: train.precision: found {}: on a CPU the bits of its products depend on the number of threads, "
                     "so digests are the same for equal numbers of threads alone (build.json: depends_on)",
                     config.locate("train.precision").text(), config.train.precision));
+  }
+  for (size_t i = 0; i < config.stages.size(); ++i) unused_settings(config, i, lines);
+  const bool learns = std::any_of(config.stages.begin(), config.stages.end(), [](const config::Stage& stage) {
+    return stage.indexer.mode != "dense" && stage.indexer.train != "model";
+  });
+  for (const char* key : {"indexer.lr", "indexer.clip", "indexer.loss_coef"}) {
+    const config::IndexerOptions &o = config.stages.front().indexer, plain;
+    const bool changed = key == std::string("indexer.lr")     ? o.lr != plain.lr
+                         : key == std::string("indexer.clip") ? o.clip != plain.clip
+                                                              : o.loss_coef != plain.loss_coef;
+    if (!learns && changed && config.locations.contains(key))
+      lines.push_back(
+          fmt::format("{}: {}: has no effect: the indexer learns in no stage", config.locate(key).text(), key));
   }
   return lines;
 }

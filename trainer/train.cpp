@@ -244,8 +244,9 @@ class Loop {
     }
     log_.start(run_, world_.size, resuming);
     const at::ScalarType products = product_type(config_.stages.front().train.precision);
-    log_.set_peak((device.is_cpu() ? sgemm_peak_gflops(0.05) : device_peak_gflops(device, products, 0.05)) *
-                  world_.size);
+    log_.set_peak([device, products, ranks = world_.size] {
+      return (device.is_cpu() ? sgemm_peak_gflops(0.05) : device_peak_gflops(device, products, 0.05)) * ranks;
+    });
     stage_ = &config_.stage_of(from + 1);
   }
 

@@ -1,5 +1,7 @@
 #include "trainer/train_log.h"
 
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 
 #include "trainer/flops.h"
@@ -56,8 +58,8 @@ void TrainLog::sample(const config::SampleOptions& options) {
   const Json line{{"step", stepper_.step()}, {"prompt", options.prompt}, {"text", g.text}};
   std::ofstream file(samples_, std::ios::app | std::ios::binary);
   if (!(file << line.dump(-1, ' ', false, Json::error_handler_t::replace) << '\n' << std::flush))
-    throw std::runtime_error(
-        fmt::format("{}: the sample of step {} cannot be written", samples_.string(), stepper_.step()));
+    throw std::runtime_error(fmt::format("{}: the sample of step {} cannot be written: {}", samples_.string(),
+                                         stepper_.step(), std::strerror(errno)));
   if (board_) board_->text("sample", options.prompt + g.text, stepper_.step());
 }
 
@@ -73,7 +75,9 @@ void TrainLog::step(const Advance& made, double step_seconds, double elapsed, in
                 .lr = made.settings.lr,
                 .tokens_per_s = rate_};
   const double flops = step_flops(stepper_.state().model(), made.result.tokens, stepper_.data().context(made.step));
-  line.share_of_peak = flops * rate_ / tokens / 1e9 / peak_;
+  const double gflops = flops * rate_ / tokens / 1e9;
+  if (gflops > peak_ && measure_) peak_ = std::max({peak_, measure_(), gflops});
+  line.share_of_peak = gflops / peak_;
   if (last) line.eta_s = (*last - made.step) * tokens / rate_;
   if (const auto minutes = stepper_.config().train.minutes)
     line.eta_s = std::min(line.eta_s < 0 ? 1e18 : line.eta_s, 60 * *minutes - elapsed);

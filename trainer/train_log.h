@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 
 #include "trainer/console.h"
@@ -16,8 +17,8 @@ class TrainLog {
 
   // TensorBoard's event files; `resume_at`: the first step of a run that goes on, else -1.
   void open_board(const std::filesystem::path& folder, int64_t resume_at) { board_.emplace(folder, resume_at); }
-  // The machine's ceiling in float32, over all ranks.
-  void set_peak(double gflops) { peak_ = gflops; }
+  // The machine's ceiling over all ranks in GFLOP/s; measured again where the run is faster: others were at work then.
+  void set_peak(std::function<double()> measure) { measure_ = std::move(measure), peak_ = measure_(); }
 
   // Where the run begins, or goes on.
   void start(const std::filesystem::path& run, int ranks, bool resuming);
@@ -36,6 +37,7 @@ class TrainLog {
   std::optional<TensorBoardWriter> board_;
   std::filesystem::path samples_;  // RUN/samples.jsonl
   double rate_ = 0, peak_ = 1;
+  std::function<double()> measure_;
 };
 
 }  // namespace cairn

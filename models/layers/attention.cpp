@@ -257,6 +257,7 @@ at::Tensor Attention::indexed(const at::Tensor& x, at::Tensor q, at::Tensor k, c
   const at::AutoGradMode grad_mode(at::GradMode::is_enabled() && !pass.cache);
   q = rotated(q, 0, rotation, pass), k = rotated(k, 0, rotation, pass);
   IndexSet set = indexer_->choose(x, x, rotation, pass);
+  if (pass.capture && pass.capture->wants_attention()) pass.capture->attention(block_, q, k, set.selected, options);
   if (pass.cache) {
     const at::Tensor &keys = pass.cache->layers[block_].rows[0], &values = pass.cache->layers[block_].rows[1];
     append_rows(keys, *pass.cache, k);
@@ -303,19 +304,18 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
     }
     return parts;
   };
+  if (indexer_ && pass.indexer.mode != IndexerPass::Mode::dense) {
+    const auto [q, k, v] = normed();
+    const Rotation rotation{pass.positions, core->cos, core->sin, core->interleaved};
+    return o_proj_.forward(indexed(x, q, k, v, rotation, core->options, pass), pass);
+  }
   if (pass.capture && pass.capture->wants_attention()) {
     auto [q, k, v] = normed();
     if (core->cos.defined()) {
       q = kernels::ref::rope(q, pass.positions, core->cos, core->sin, core->interleaved);
       k = kernels::ref::rope(k, pass.positions, core->cos, core->sin, core->interleaved);
     }
-    pass.capture->attention(block_, q, k, core->options);
-  }
-
-  if (indexer_ && pass.indexer.mode != IndexerPass::Mode::dense) {
-    const auto [q, k, v] = normed();
-    const Rotation rotation{pass.positions, core->cos, core->sin, core->interleaved};
-    return o_proj_.forward(indexed(x, q, k, v, rotation, core->options, pass), pass);
+    pass.capture->attention(block_, q, k, {}, core->options);
   }
   if (fast && !pass.cache && !pass.seams->exchanges_attention()) {
     return o_proj_.forward(

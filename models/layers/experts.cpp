@@ -193,6 +193,8 @@ at::Tensor Experts::forward(const at::Tensor& x, const Pass& pass) const {
   const bool training = at::GradMode::is_enabled();
   int64_t capacity = 0;
   if (pass.experts.capacity_factor > 0) {
+    if (pass.seams->exchanges_tokens())
+      throw std::invalid_argument("experts.capacity_factor counts by sequence, which no rank sees whole here");
     capacity = static_cast<int64_t>(
         std::ceil(pass.experts.capacity_factor * static_cast<double>(pass.length * config_.num_experts_per_tok) /
                   static_cast<double>(config_.num_experts)));
@@ -205,25 +207,30 @@ at::Tensor Experts::forward(const at::Tensor& x, const Pass& pass) const {
     route->routing = kernels::route(logits.detach().contiguous(), correction_bias_, options_);
     route->aux = auxiliary(route->routing, pass);
     measure(route->routing, route->aux, pass);
-    const at::Tensor weights = RouteFunction::apply(logits, route);
+    at::Tensor weights = RouteFunction::apply(logits, route);
     auto rows = c10::make_intrusive<Rows>();
-    rows->rows = kernels::sort_by_expert(route->routing.experts, config_.num_experts, capacity, pass.batch);
+    at::Tensor sent = x, experts = route->routing.experts;
+    pass.seams->expert_input(sent, experts, weights);
+    rows->rows = kernels::sort_by_expert(experts, config_.num_experts, capacity, pass.batch);
     rows->gate = gate_kind_;
-    y = ExpertsFunction::apply(x.contiguous(), weights, weights_.gate_up, optional(weights_.gate_up_bias),
-                               weights_.down, optional(weights_.down_bias), rows, training);
+    y = ExpertsFunction::apply(sent.contiguous(), weights.contiguous(), weights_.gate_up,
+                               optional(weights_.gate_up_bias), weights_.down, optional(weights_.down_bias), rows,
+                               training);
   } else {
     const kernels::Routing routing = kernels::ref::route(logits, correction_bias_, options_);
     const kernels::RouterAux aux = auxiliary(routing, pass);
     measure(routing, aux, pass);
     at::Tensor kept;
     if (capacity > 0) kept = kernels::ref::within_capacity(routing.experts, config_.num_experts, capacity, pass.batch);
-    y = kernels::ref::experts(x.to(pass.products), routing.experts, routing.weights, kept, weights_, gate_kind_)
-            .to(x.scalar_type());
+    at::Tensor sent = x, experts = routing.experts, weights = routing.weights;
+    pass.seams->expert_input(sent, experts, weights);
+    y = kernels::ref::experts(sent.to(pass.products), experts, weights, kept, weights_, gate_kind_).to(x.scalar_type());
     if (const at::Tensor loss = training ? kernels::ref::router_aux_loss(routing, options_, aux) : at::Tensor();
         loss.defined()) {
       y = AddLossFunction::apply(y, loss);
     }
   }
+  y = pass.seams->expert_output(y);
   if (!shared_) return y;
   at::Tensor shared = shared_->forward(x, pass);
   if (shared_gate_.weight.defined()) shared = shared * at::sigmoid(shared_gate_.forward(x, pass));

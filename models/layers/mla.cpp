@@ -96,11 +96,10 @@ at::Tensor Mla::forward(const at::Tensor& x, const Pass& pass) const {
   kernels::AttentionOptions options{.batch = pass.batch, .scale = config_.scale, .segments = pass.segments};
   options.dropout = pass.dropout;
   options.dropout_key = pass.dropout_key(block_ * 4 + 1);
-  if (pass.capture && pass.capture->wants_attention())
-    pass.capture->attention(block_, q, expanded(c, pass).first, options);
-
   IndexSet set;
   if (indexer_) set = indexer_->choose(x, c.query, rotation, pass);
+  if (pass.capture && pass.capture->wants_attention())
+    pass.capture->attention(block_, q, expanded(c, pass).first, set.selected, options);
   const auto rows = [&] {
     return at::cat({c.kv.unsqueeze(1), c.key}, 2);
   };  // the keys of the absorbed form [N, 1, r + R]
@@ -123,10 +122,12 @@ at::Tensor Mla::forward(const at::Tensor& x, const Pass& pass) const {
     indexer_->learn(set, {q_absorbed, k, attended.lse, options.scale}, options, pass);
     out = released(attended.out, pass);
   } else {
-    const auto [k, v] = expanded(c, pass);
-    const Attended attended = attend(q, k, v, options, pass, set.wants_attention);
-    if (indexer_) indexer_->learn(set, {q, k, attended.lse, options.scale}, options, pass);
-    out = attended.out;
+    auto [k, v] = expanded(c, pass);
+    at::Tensor sent = q;
+    if (pass.seams->exchanges_attention()) pass.seams->attention_input(sent, k, v);
+    const Attended attended = attend(sent, k, v, options, pass, set.wants_attention);
+    if (indexer_) indexer_->learn(set, {sent, k, attended.lse, options.scale}, options, pass);
+    out = pass.seams->exchanges_attention() ? pass.seams->attention_output(attended.out) : attended.out;
   }
   return o_proj_.forward(out, pass);
 }

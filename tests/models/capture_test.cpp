@@ -9,6 +9,7 @@
 #include "models/families/family.h"
 #include "models/kernels/ref/attention.h"
 #include "models/kernels/ref/norm.h"
+#include "models/kernels/ref/sparse_attention.h"
 
 namespace cairn::models {
 namespace {
@@ -18,9 +19,11 @@ constexpr int64_t kBatch = 2, kLength = 24, kLayers = 3;
 struct Keep : Capture {
   void stream(int64_t block, const at::Tensor& x) override { streams.emplace(block, x.clone()); }
   bool wants_attention() const override { return true; }
-  void attention(int64_t block, const at::Tensor& q, const at::Tensor& k,
+  void attention(int64_t block, const at::Tensor& q, const at::Tensor& k, const at::Tensor& selected,
                  const kernels::AttentionOptions& options) override {
-    probabilities.emplace(block, kernels::ref::attention_probabilities(q, k, options));
+    probabilities.emplace(block, selected.defined()
+                                     ? kernels::ref::sparse_attention_probabilities(q, k, selected, options)
+                                     : kernels::ref::attention_probabilities(q, k, options));
   }
   std::map<int64_t, at::Tensor> streams, probabilities;
 };
@@ -29,6 +32,14 @@ struct Case {
   std::string type;
   nlohmann::ordered_json changes;
 };
+const nlohmann::ordered_json kLatent{{"num_key_value_heads", 4},  {"q_lora_rank", 12},     {"kv_lora_rank", 16},
+                                     {"qk_nope_head_dim", 8},     {"qk_rope_head_dim", 4}, {"v_head_dim", 8},
+                                     {"first_k_dense_replace", 3}};
+constexpr int64_t kTopk = 5;
+nlohmann::ordered_json chooses(nlohmann::ordered_json json) {
+  json.update({{"index_n_heads", 2}, {"index_head_dim", 8}, {"index_topk", kTopk}});
+  return json;
+}
 // Each order of norms and residuals, each norm of q and k, with and without rotation.
 const Case kCases[] = {{"llama", {}},
                        {"gpt_neox", {}},
@@ -37,7 +48,11 @@ const Case kCases[] = {{"llama", {}},
                        {"gemma3_text", {{"head_dim", 8}, {"sliding_window", 7}}},
                        {"qwen3", {{"head_dim", 8}}},
                        {"smollm3", {{"no_rope_layer_interval", 2}}},
-                       {"gpt2", {}}};
+                       {"gpt2", {}},
+                       {"deepseek_v3", kLatent},
+                       // An indexer that chooses 5 keys.
+                       {"deepseek_v32", chooses(kLatent)},
+                       {"llama_dsa", chooses({})}};
 
 std::unique_ptr<Decoder> decoder(const Case& of) {
   nlohmann::ordered_json json{{"model_type", of.type},
@@ -104,6 +119,10 @@ TEST(Capture, ShowsWhatIsComputedAndChangesNoBit) {
       EXPECT_EQ(p.triu(1).abs().max().item<double>(), 0);
       const int64_t window = model->config().blocks[block].attention.sliding_window;
       if (window > 0) EXPECT_EQ(p.tril(-window).abs().max().item<double>(), 0) << one.type;
+      if (model->config().blocks[block].indexer)
+        EXPECT_EQ(p.gt(0).sum(-1).max().item<int64_t>(), kTopk) << one.type;
+      else
+        EXPECT_GT(p.gt(0).sum(-1).max().item<int64_t>(), kTopk) << one.type;
     }
   }
 }

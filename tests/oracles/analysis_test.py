@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import re
 
 import h5py
 import numpy as np
@@ -503,6 +504,11 @@ def make_series(folder, dtype):
     return os.path.join(folder, f"{str(dtype)[6:]}-step{{N}}"), states
 
 
+def page_data(page):
+    with open(page, encoding="utf-8") as file:
+        return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', file.read(), re.S).group(1))
+
+
 def test_foreign_series():
     with workspace() as folder:
         run = train(folder, **{"train.steps": 2, "optim.schedule.warmup": 0, "optim.schedule.decay": 1})
@@ -532,15 +538,27 @@ def test_foreign_series():
                 model = AutoModelForCausalLM.from_pretrained(line["address"]).float().eval()
                 close(line["nll"], predictions(model, batches(ids, 64, len(ids)))[0].mean(), 1e-5)
             assert {k: lines[2][k] for k in ("tokens", "nll", "bits_per_byte")} == evaluated
-            # What analyze wrote is what a report shows; the series itself is none.
+            # What analyze wrote is what a report shows; the series itself is measured first.
             page = json.loads(cairn("report", out, "--json").stdout)
             assert page["plots"] > 0 and os.path.getsize(page["out"]) == page["bytes"], page
             with open(page["out"]) as file:
                 html = file.read()
             assert "effective_rank" in html and "gpt_neox.embed_in.weight" in html
-            for models in (pattern, folder):
-                refused = cairn("report", models, "--out", os.path.join(folder, "no.html"), check=False)
-                assert refused.returncode == 2 and "cairn analyze" in refused.stderr and "--out DIR" in refused.stderr, refused.stderr
+            with open(os.path.join(folder, "series.yaml"), "w") as file:
+                json.dump([{"step": step, "path": pattern.replace("{N}", str(step))} for step in (16, 128)], file)
+            for models, steps in ((pattern, [0, 16, 128]), (os.path.join(folder, "series.yaml"), [16, 128])):
+                out = os.path.join(folder, str(dtype)[6:] + ".html")
+                for _ in range(2):  # the second from what the first measured
+                    again = json.loads(cairn("report", models, "--out", out, "--json").stdout)
+                    assert again["plots"] > 0 and again["out"] == out, again
+                data = page_data(out)
+                assert data["runs"][0]["name"] == os.path.basename(models) and data["runs"][0]["path"] == models, data["runs"][0]
+                layers = {measure["metric"]: measure for measure in data["runs"][0]["measures"] if measure["kind"] == "layers"}
+                assert layers["effective_rank"]["steps"] == steps, layers["effective_rank"]["steps"]
+            refused = cairn("report", folder, "--out", os.path.join(folder, "no.html"), check=False)
+            assert refused.returncode == 2 and "cairn analyze" in refused.stderr and "--out DIR" in refused.stderr, refused.stderr
+            refused = cairn("report", os.path.join(folder, "none{N}"), "--out", os.path.join(folder, "no.html"), check=False)
+            assert refused.returncode != 0 and "none{N}" in refused.stderr and not os.path.exists(os.path.join(folder, "no.html")), refused.stderr
             merged = os.path.join(folder, "merged-" + str(dtype)[6:])
             cairn("merge", pattern, "--out", merged)
             assert AutoModelForCausalLM.from_pretrained(merged, dtype="auto").dtype == dtype

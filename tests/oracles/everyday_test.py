@@ -1,6 +1,7 @@
 """What a user does on an ordinary day: his own text, the ends of a run, chat, a dry run, TensorBoard, benchmarks."""
 import json
 import os
+import re
 
 from harness import cairn, digests, journal, main, run_file, text, workspace
 
@@ -48,6 +49,48 @@ def test_readme_own_text():
         assert evaluated["nll"] > 0 and source["documents"] == 1 and train_tokens == size - size * 2 // 100, (source, train_tokens)
         seen = json.loads(cairn("data", "where", run, "--doc", "0", "--json").stdout)["seen"]
         assert seen and max(s["offset"] + s["tokens"] for s in seen) <= train_tokens, (seen, train_tokens)
+
+
+def test_the_console_shows_progress():
+    """Loss, tokens/s, share of the peak, time left, samples: the numbers of the journal, on lines of their own where nobody watches."""
+    with workspace() as folder:
+        run = os.path.join(folder, "run")
+        file = run_file(folder, write_text(folder), **{"train.steps": 20, "train.log_every": 5, "eval.every": 10,
+                                                       "train.sample": {"every": 10, "prompt": "The people", "tokens": 8, "temperature": 0.8}})
+        said = cairn("train", file, "--run", run).stdout
+        assert "\r" not in said, said
+        lines = re.findall(r"^step +(\d+)/20  loss ([\d.]+)  grad ([\d.]+)  lr (\S+) +([\d,]+) tok/s +(\d+)% of peak  ETA (\S.*)$", said, re.M)
+        assert [int(line[0]) for line in lines] == [1, 5, 10, 15, 20], said
+        of_step = {line["step"]: line for line in journal(run)}
+        for step, loss, grad, lr, rate, peak, left in lines:
+            line = of_step[int(step)]
+            assert abs(float(loss) - line["loss"]) < 6e-5 and abs(float(lr) - line["lr"]) < 0.006 * line["lr"] + 1e-12, (step, loss, line)
+            assert abs(float(grad) - line["grad_norm"]) < 6e-4 and int(rate.replace(",", "")) > 0 and int(peak) <= 100, (step, rate, peak)
+        assert lines[-1][-1] == "0s", lines
+        samples = [json.loads(line) for line in open(os.path.join(run, "samples.jsonl"))]
+        assert [sample["step"] for sample in samples] == [10, 20]
+        for sample in samples:
+            assert "  sample: The people" + sample["text"] + "\n" in said, (sample, said)
+        for line in of_step.values():
+            if "eval" in line:
+                assert f"validation: {line['eval']['validation']['nll']:.4f} nats a token" in said, said
+        assert re.search(r"^done at step 20: loss .* checkpoints, the last is ", said, re.M), said
+
+
+def test_settings_without_effect_are_said():
+    with workspace() as folder:
+        few = {"train.steps": 2, **CONSTANT}
+        for changes, said in [({"optim.momentum": 0.5}, "optim.momentum: has no effect: it is a setting of muon and sgd, and the optimizer is adamw"),
+                              ({"optim.name": "sgd", "optim.betas": [0.8, 0.9]}, "optim.betas: has no effect"),
+                              ({"optim.ns_steps": 3}, "optim.ns_steps: has no effect: it is a setting of muon,"),
+                              ({"indexer": {"lr": 0.1, "mode": "dense"}, "model.model_type": "llama_dsa", "model.index_topk": 8, "model.index_n_heads": 2,
+                                "model.index_head_dim": 8}, "indexer.lr: has no effect: the indexer learns in no stage"),
+                              ({"optim.name": "muon", "optim.momentum": 0.5, "optim.betas": [0.8, 0.9]}, None)]:
+            run, done = train(folder, f"run{abs(hash(str(changes)))}", **few, **changes)
+            assert said in done.stderr if said else "no effect" not in done.stderr, (changes, done.stderr)
+            # run.yaml names every default, which is no setting of anybody's.
+            again = cairn("train", os.path.join(run, "run.yaml"), "--run", run + "-again", "--json")
+            assert again.stderr.count("no effect") == done.stderr.count("no effect"), again.stderr
 
 
 def test_a_prompt_beyond_the_context_is_refused_at_the_start():
@@ -214,6 +257,6 @@ def test_bench_train():
 
 
 if __name__ == "__main__":
-    main([test_readme_own_text, test_a_prompt_beyond_the_context_is_refused_at_the_start, test_a_tokenizer_without_an_end_of_text_is_said,
+    main([test_readme_own_text, test_the_console_shows_progress, test_settings_without_effect_are_said, test_a_prompt_beyond_the_context_is_refused_at_the_start, test_a_tokenizer_without_an_end_of_text_is_said,
           test_folders_of_json_lines, test_ends_of_a_run, test_events_are_stored, test_chat_and_generate, test_models, test_dry_run,
           test_sgd_in_bf16_resumes, test_tensorboard_of_a_run, test_bench_train])

@@ -106,6 +106,9 @@ def test_replay_from_every_checkpoint():
                 report = replay(run, "--from", start)
                 assert report["verified"] and report["first_divergence"] is None and report["replayed"] == 200 - start, (name, report)
                 assert report["compared"] == 200 - start and report["checkpoints"] == (200 - start) // 40, (name, report)
+            measured = replay(run, "--probe", "all", "--every", 20, "--text", write_text(folder))
+            assert measured["verified"] and measured["compared"] == 200 and measured["checkpoints"] >= 5, (name, measured)
+            assert sum(probe["values"] > 0 for probe in measured["probes"]) >= 9, (name, measured["probes"])
             assert open(os.path.join(run, "journal.jsonl")).read() == before
 
 
@@ -129,8 +132,9 @@ def test_probes_change_no_bit():
         run = train(folder, **{"train.steps": 24, "checkpoints.every": 12, "model.dropout": 0.1, "optim.ema": 0.9})
         report = replay(run, "--probe", "all", "--every", 8, "--text", write_text(folder))
         assert report["verified"] and report["compared"] == 24, report
-        # A dense model has no experts to load.
-        assert all((probe["values"] > 0) == (probe["metric"] != "expert_load") for probe in report["probes"]), report["probes"]
+        # A dense model has neither experts to load nor an indexer.
+        absent = {"expert_load", "index_overlap", "index_recall"}
+        assert all((probe["values"] > 0) == (probe["metric"] not in absent) for probe in report["probes"]), report["probes"]
         assert len(report["probes"]) >= 9
         names = os.listdir(os.path.join(run, "probes"))
         assert any(name.endswith(".h5") for name in names) and any(name.endswith(".jsonl") for name in names), names

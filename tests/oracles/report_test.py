@@ -181,6 +181,27 @@ def test_one_run_in_four_views():
                 settle(opened)
 
 
+def test_what_was_really_measured():
+    """Every probe of a replay and every metric of an analysis; the same models once more as a series of no run."""
+    with workspace() as folder, browser.Browser() as window:
+        run = train(folder, "measured", **{"trajectory.every": 2, "checkpoints.every": 12, "data.context": 64})
+        cairn("replay", run, "--probe", "all", "--every", 6, "--threads", 2, "--text", os.path.join(folder, "text.txt"))
+        metrics = [line.split()[0] for line in cairn("analyze", "--help").stdout.split("\nMetrics")[1].split("\n\n")[0].splitlines()[1:]]
+        assert "spectrum" in metrics and "cka" in metrics, metrics
+        cairn("analyze", run, "--stored", *[m for m in metrics if m != "expert_load"], "--samples", 4, "--points", 3)
+        probes = sorted(f[:-6] for f in os.listdir(os.path.join(run, "probes")) if f.endswith(".jsonl"))
+        assert len(probes) > 9, probes
+        series = os.path.join(run, "checkpoints", "step-{N}")
+        for name, path, out in (("measured", run, os.path.join(run, "report.html")), ("series", series, os.path.join(folder, "series.html"))):
+            made = report(path, "--out", out)
+            for width, dark in ((1280, False), (390, True)):
+                opened = look(window, made["out"], name, made["plots"], width, dark)
+                shown = set(opened.value("JSON.parse(document.getElementById('data').textContent).runs[0].measures.map((m) => m.metric)"))
+                assert shown >= {"effective_rank", "norm", "drift"} | ({"token_nll", "cka_layers", *probes} if name == "measured" else set()), shown
+                assert "is not shown" not in opened.value("document.body.innerText")
+                settle(opened)
+
+
 def test_controls_change_the_plots():
     with workspace() as folder, browser.Browser() as window:
         made = report(rich(folder))
@@ -339,5 +360,5 @@ if __name__ == "__main__":
     if not browser.program():
         print("skipped: no Chromium here (Debian: chromium)")
         sys.exit(77)
-    main([test_one_run_in_four_views, test_controls_change_the_plots, test_numbers_are_those_of_the_run, test_runs_compared, test_missing_parts_are_said,
+    main([test_one_run_in_four_views, test_what_was_really_measured, test_controls_change_the_plots, test_numbers_are_those_of_the_run, test_runs_compared, test_missing_parts_are_said,
           test_a_long_journal_stays_quick])

@@ -77,7 +77,11 @@ class TinyRun {
 
   StepData data(int64_t n) {
     const data::Batch whole = draw(n);
-    return {.context = whole.context, .targets = whole.target_count(), .rows = [whole](int64_t first, int64_t count) {
+    return {.context = whole.context,
+            .targets = whole.target_count(),
+            .rows_count = whole.rows * whole.context,
+            .queries = whole.rows * (whole.context - 1),
+            .rows = [whole](int64_t first, int64_t count) {
               data::Batch part{.rows = count, .context = whole.context};
               const auto cut = [&](const std::vector<int32_t>& from, std::vector<int32_t>& to) {
                 to.assign(from.begin() + first * whole.context, from.begin() + (first + count) * whole.context);

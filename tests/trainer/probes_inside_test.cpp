@@ -86,6 +86,15 @@ TEST(AttentionEntropy, OfUniformAttentionIsTheLogOfWhatIsSeen) {
       for (const double entropy : found.at({1, layer})) EXPECT_NEAR(entropy, expected, 1e-6) << type;
     }
   }
+  // Of the keys that an indexer chooses, 3 at most.
+  {
+    std::vector<int64_t> chosen;
+    for (int64_t t = 0; t < 16; ++t) chosen.push_back(std::min<int64_t>(t + 1, 3));
+    TinyRun run(tiny("llama_dsa", {{"index_n_heads", 2}, {"index_head_dim", 8}, {"index_topk", 3}}));
+    look_everywhere(run);
+    const auto found = probe(run, "attention_entropy");
+    for (const double entropy : found.at({1, "layer.1"})) EXPECT_NEAR(entropy, uniform_entropy(chosen), 1e-6);
+  }
   // Documents of 6 and 10 tokens.
   TinyRun run(tiny("llama"));
   look_everywhere(run);
@@ -101,6 +110,41 @@ TEST(AttentionEntropy, OfUniformAttentionIsTheLogOfWhatIsSeen) {
   std::vector<int64_t> documents;
   for (int64_t t = 0; t < 16; ++t) documents.push_back(t < 6 ? t + 1 : t - 5);
   EXPECT_NEAR(probe(run, "attention_entropy").at({1, "layer.1"}).at(2), uniform_entropy(documents), 1e-6);
+}
+
+ordered_json indexed(int64_t topk) {
+  return tiny("llama_dsa", {{"index_n_heads", 2}, {"index_head_dim", 8}, {"index_topk", topk}});
+}
+
+TEST(IndexRecall, OfUniformAttentionIsTheShareOfTheChosenKeys) {
+  TinyRun run(indexed(3));
+  look_everywhere(run);
+  double mean = 0;
+  for (int64_t t = 3; t < 16; ++t) mean += 3.0 / static_cast<double>(t + 1) / 13;
+  const auto found = probe(run, "index_recall");
+  for (const char* layer : {"layer.0", "layer.1"}) {
+    ASSERT_EQ(found.at({1, layer}).size(), 4u);
+    for (const double mass : found.at({1, layer})) EXPECT_NEAR(mass, mean, 1e-6);
+    for (const double recall : found.at({1, std::string(layer) + ".recall"})) EXPECT_NEAR(recall, 1, 1e-6);
+  }
+  TinyRun all(indexed(16));  // as many as there are: no query had a choice
+  EXPECT_TRUE(probe(all, "index_recall").empty());
+  TinyRun some(indexed(5));
+  const auto chosen = probe(some, "index_recall");
+  for (const double recall : chosen.at({1, "layer.0.recall"})) {
+    EXPECT_GT(recall, 0);
+    EXPECT_LT(recall, 1);
+  }
+}
+
+TEST(IndexOverlap, IsOneWhereAStepChangesNothing) {
+  TinyRun still(indexed(3), {.lr = 0});
+  EXPECT_EQ(probe(still, "index_overlap").at({1, "layer.1"}), (std::vector<double>{1.0}));
+  // A step that long makes another model: of 3 keys out of 4 to 16, some stay by chance.
+  TinyRun moved(indexed(3), {.lr = 1});
+  const double kept = probe(moved, "index_overlap").at({1, "layer.1"}).at(0);
+  EXPECT_GT(kept, 0.05);
+  EXPECT_LT(kept, 0.95);
 }
 
 // A GPT-2 whose positions are unit vectors and whose one head maps a query's position to the key's `back` rows before:

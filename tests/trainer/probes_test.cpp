@@ -24,6 +24,20 @@ ProbeOptions all_options(const std::filesystem::path& folder) {
           .tokenizer = data::Tokenizer::bytes()};
 }
 
+// Six experts, two of them for a token.
+ordered_json experts(const ordered_json& more) {
+  ordered_json json{{"vocab_size", 257},
+                    {"num_experts", 6},
+                    {"num_experts_per_tok", 2},
+                    {"head_dim", 8},
+                    {"moe_intermediate_size", 16}};
+  for (const char* other : {"n_routed_experts", "num_local_experts"})
+    if (more.contains(other)) json.erase("num_experts");
+  json.update(more);
+  if (json["moe_intermediate_size"].is_null()) json.erase("moe_intermediate_size");
+  return json;
+}
+
 TEST(Probes, EveryProbeLeavesEveryBitOfTheRun) {
   const std::vector<std::pair<ordered_json, RunSettings>> runs = {
       {tiny("llama", {{"vocab_size", 257}}), {.ema = 0.9}},
@@ -32,6 +46,35 @@ TEST(Probes, EveryProbeLeavesEveryBitOfTheRun) {
        {.dropout = 0.2, .lanes = 4}},
       {tiny("olmo2", {{"vocab_size", 257}}), {.products = at::kBFloat16}},
       {tiny("qwen3", {{"vocab_size", 257}, {"head_dim", 8}}), {.weights = at::kBFloat16, .products = at::kBFloat16}},
+      {tiny("qwen3_moe", experts({{"router_aux_loss_coef", 0.01}})), {.dropout = 0.1}},
+      {tiny("glm4_moe", experts({{"n_routed_experts", 6}, {"n_shared_experts", 1}, {"first_k_dense_replace", 1}})), {}},
+      {tiny("gpt_oss", experts({{"num_local_experts", 6}, {"moe_intermediate_size", nullptr}, {"sliding_window", 5}})),
+       {}},
+      {tiny("qwen3_next", experts({{"layer_types", {"linear_attention", "full_attention"}},
+                                   {"linear_num_key_heads", 2},
+                                   {"linear_num_value_heads", 4},
+                                   {"linear_key_head_dim", 8},
+                                   {"linear_value_head_dim", 8},
+                                   {"shared_expert_intermediate_size", 16}})),
+       {.lanes = 1}},
+      {tiny("llama_dsa", {{"vocab_size", 257}, {"index_n_heads", 2}, {"index_head_dim", 8}, {"index_topk", 5}}),
+       {.optimizer = "muon"}},
+      {tiny("deepseek_v32", experts({{"head_dim", 4},
+                                     {"q_lora_rank", 12},
+                                     {"kv_lora_rank", 16},
+                                     {"qk_nope_head_dim", 8},
+                                     {"qk_rope_head_dim", 4},
+                                     {"v_head_dim", 8},
+                                     {"num_key_value_heads", 4},
+                                     {"index_n_heads", 2},
+                                     {"index_head_dim", 8},
+                                     {"index_topk", 5},
+                                     {"n_routed_experts", 6},
+                                     {"n_shared_experts", 1},
+                                     {"first_k_dense_replace", 1},
+                                     {"n_group", 2},
+                                     {"topk_group", 1}})),
+       {.ema = 0.9}},
   };
   for (const auto& [model, settings] : runs) {
     const std::string what = model.at("model_type");
@@ -50,7 +93,9 @@ TEST(Probes, EveryProbeLeavesEveryBitOfTheRun) {
     probes->finish();
     for (const ProbeKind* kind : probe_kinds()) {
       const auto found = testing::measured(folder / "probes", kind->name);
-      const bool has = kind->name != std::string("expert_load");  // the models here are dense
+      const bool has = std::string(kind->name).starts_with("index_") ? model.contains("index_topk")
+                       : kind->name == std::string("expert_load")    ? model.contains("num_experts_per_tok")
+                                                                     : true;
       EXPECT_EQ(!found.empty(), has) << what << ", " << kind->name;
       for (const auto& [at, values] : found) {
         for (const double value : values)
@@ -186,6 +231,19 @@ TEST(NoiseScale, OfTwoSequencesIsTheClosedForm) {
       EXPECT_NEAR(found.at({1, ""}).at(0), trace / squared, 1e-3 * trace / squared);
     }
   }
+}
+
+// The auxiliary loss of experts is no part of what is measured: same weights, same tokens, same noise.
+TEST(NoiseScale, LeavesTheLossesOfExpertsAside) {
+  std::map<double, std::map<std::pair<int64_t, std::string>, std::vector<double>>> found;
+  for (const double coefficient : {0.0, 5.0}) {
+    TinyRun run(tiny("qwen3_moe", experts({{"vocab_size", 61}, {"router_aux_loss_coef", coefficient}})));
+    found[coefficient] = probe(run, "noise_scale");
+  }
+  for (const char* name : {"gradient_squared", "variance_trace"})
+    EXPECT_NEAR(found[5.0].at({1, name}).at(0), found[0.0].at({1, name}).at(0),
+                1e-4 * std::abs(found[0.0].at({1, "variance_trace"}).at(0)))
+        << name;
 }
 
 TEST(NoiseScale, OfEqualSequencesIsZero) {

@@ -1,5 +1,7 @@
 #include "trainer/analysis/cache.h"
 
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <limits>
 
@@ -75,7 +77,8 @@ void Cache::put(const std::string& metric, const std::string& key, const Finding
   std::ofstream out(path, std::ios::app);
   // The newline comes first: what an earlier crash tore stays a line of its own.
   out << "\n" << line;
-  if (!out.flush()) throw std::runtime_error(fmt::format("{}: cannot be written", path.string()));
+  if (!out.flush())
+    throw std::runtime_error(fmt::format("{}: cannot be written: {}", path.string(), std::strerror(errno)));
 }
 
 }  // namespace cairn::analysis

@@ -28,7 +28,7 @@ struct InitOptions {
 // Our own keys stand here; every other key of the section is a Hugging Face config.json key and lies in `config`,
 // unchecked: the family checks it and reports with RunConfig::fail("model.<key>", ...).
 struct ModelOptions {
-  std::optional<std::string> from;  // an address: RUN@STEP, a Hugging Face folder, a GGUF file
+  std::optional<std::string> from;  // an address: RUN@STEP, a Hugging Face folder
   InitOptions init;
   double dropout = 0.0;
   Json config = Json::object();

@@ -163,7 +163,13 @@ void write_whole(const std::string& path, std::string_view text) {
   {
     std::ofstream out(beside, std::ios::binary | std::ios::trunc);
     out.write(text.data(), static_cast<std::streamsize>(text.size()));
-    if (!out.flush()) fail(beside, "cannot be written");
+    if (!out.flush()) {
+      const int error = errno;
+      std::error_code ignored;
+      fs::remove(beside, ignored);
+      errno = error;
+      fail(path, "cannot be written");
+    }
   }
   sync_path(beside);
   fs::rename(beside, path);

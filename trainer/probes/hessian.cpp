@@ -17,16 +17,20 @@ namespace {
 
 constexpr double kChange = 1e-3;
 
-// Leaves of a model in the order of the flat buffer.
-std::vector<at::Tensor> leaves_of(const models::Decoder& model) {
-  std::map<int64_t, at::Tensor> by_offset;
-  for (const auto& parameter : model.parameters().all()) {
-    if (parameter.first_row == 0) by_offset[parameter.offset] = parameter.leaf;
+// Leaves of a model in the order of the flat buffer, and where they lie in it (groups of parameters leave gaps).
+struct Leaves {
+  std::vector<at::Tensor> tensors;
+  std::vector<int64_t> offsets;
+
+  explicit Leaves(const models::Decoder& model) {
+    std::map<int64_t, at::Tensor> by_offset;
+    for (const auto& parameter : model.parameters().all()) {
+      if (parameter.first_row == 0) by_offset[parameter.offset] = parameter.leaf;
+    }
+    for (const auto& [offset, leaf] : by_offset) offsets.push_back(offset), tensors.push_back(leaf);
   }
-  std::vector<at::Tensor> leaves;
-  for (const auto& [offset, leaf] : by_offset) leaves.push_back(leaf);
-  return leaves;
-}
+  at::Tensor part(const at::Tensor& flat, size_t i) const { return flat.narrow(0, offsets[i], tensors[i].numel()); }
+};
 
 // The sum of the losses of the targets times `scale`, through the plain twins.
 at::Tensor twin_loss(const models::Decoder& model, const ModelInput& input, double scale) {
@@ -91,21 +95,21 @@ class Hessian : public Probe {
   at::Tensor hessian_times(const models::Decoder& model, const at::Tensor& v, const StepData& data,
                            const StepSettings& settings) {
     const at::AutoGradMode with_gradients(true);
-    const std::vector<at::Tensor> leaves = leaves_of(model);
+    const Leaves leaves(model);
     at::Tensor total = at::zeros_like(v);
     StepSettings plain = settings;
     plain.products = at::kFloat, plain.reference = true;
     for_pieces(data, plain, settings.batch, settings.micro_batch, [&](const ModelInput& input) {
       const at::Tensor loss = twin_loss(model, input, 1 / static_cast<double>(data.targets));
-      const auto gradients = torch::autograd::grad({loss}, leaves, {}, true, true, true);
+      const auto gradients = torch::autograd::grad({loss}, leaves.tensors, {}, true, true, true);
       at::Tensor along = at::zeros({}, v.options());
-      for (size_t i = 0, offset = 0; i < leaves.size(); offset += leaves[i++].numel()) {
+      for (size_t i = 0; i < gradients.size(); ++i) {
         if (gradients[i].defined() && gradients[i].requires_grad())
-          along = along + (gradients[i] * v.narrow(0, offset, leaves[i].numel()).view(leaves[i].sizes())).sum();
+          along = along + (gradients[i] * leaves.part(v, i).view(gradients[i].sizes())).sum();
       }
-      const auto products = torch::autograd::grad({along}, leaves, {}, false, false, true);
-      for (size_t i = 0, offset = 0; i < leaves.size(); offset += leaves[i++].numel()) {
-        if (products[i].defined()) total.narrow(0, offset, leaves[i].numel()).add_(products[i].reshape({-1}));
+      const auto products = torch::autograd::grad({along}, leaves.tensors, {}, false, false, true);
+      for (size_t i = 0; i < products.size(); ++i) {
+        if (products[i].defined()) leaves.part(total, i).add_(products[i].reshape({-1}));
       }
     });
     return total;

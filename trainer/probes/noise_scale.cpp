@@ -4,7 +4,9 @@
 //   |G|² = (B |g_B|² - b mean|g_b|²) / (B - b)      "gradient_squared"
 //   tr Σ = (mean|g_b|² - |g_B|²) / (1/b - 1/B)      "variance_trace"
 //   B_simple = tr Σ / |G|², in sequences            "" (NaN where the estimate of |G|² is not positive)
-// g is the gradient of the mean loss over the targets of its sequences, with the dropout of the step. From state n-1.
+// g is the gradient of the mean loss over the targets of its sequences, with the dropout of the step and without the
+// auxiliary losses of experts; where the step's own gradient has those, or none (an indexer warms up), g_B is made here
+// as well. From state n-1.
 // One step's estimates are noisy: average |G|² and tr Σ over steps before dividing, as the paper does. The cost is one
 // more forward and backward pass, and a copy of weights and gradient.
 #include "trainer/probes/pieces.h"
@@ -28,10 +30,12 @@ class NoiseScale : public Probe {
     copy.parameters().bind_gradients(gradient_);
     const NamedWeights all{"", {{0, gradient_.numel()}}};
 
-    batch_ = settings.batch;
     rows_ = std::min(settings.micro_batch, settings.batch / 2);
-    double sum = 0;
-    const int64_t parts = batch_ / rows_;
+    const int64_t parts = settings.batch / rows_;
+    own_ = other_gradient(state.model().config(), settings);
+    batch_ = own_ ? parts * rows_ : settings.batch;
+    if (own_) whole_ = at::zeros_like(gradient_, gradient_.options().dtype(at::kFloat));
+    double sum = 0, all_targets = 0;
     for (int64_t part = 0; part < parts; ++part) {
       const data::Batch batch = data.rows(part * rows_, rows_);
       ModelInput input = measuring_input(batch, settings);
@@ -42,13 +46,16 @@ class NoiseScale : public Probe {
       const double targets = std::max<int64_t>(batch.target_count(), 1);
       copy.loss(input.ids, input.targets, input.pass, 1 / targets, settings.z_loss, true);
       sum += squared_norm(gradient_, all);
+      if (own_) whole_.add_(gradient_, targets), all_targets += targets;
       gradient_.zero_();
     }
     small_ = sum / static_cast<double>(parts);
+    if (own_) large_ = squared_norm(whole_, all) / (all_targets * all_targets);
+    whole_ = at::Tensor();
   }
 
   void gradients(State&, const StepResult& result, ProbeResults& results) override {
-    const double B = batch_, b = rows_, large = result.grad_norm * result.grad_norm;
+    const double B = batch_, b = rows_, large = own_ ? large_ : result.grad_norm * result.grad_norm;
     const double gradient = (B * large - b * small_) / (B - b), trace = (small_ - large) / (1 / b - 1 / B);
     results.add("gradient_squared", gradient);
     results.add("variance_trace", trace);
@@ -56,8 +63,20 @@ class NoiseScale : public Probe {
   }
 
  private:
+  // Is the step's gradient another than that of the language model's loss?
+  static bool other_gradient(const models::DecoderConfig& config, const StepSettings& settings) {
+    if (!settings.trains_model) return true;
+    const bool losses = settings.experts.sequence_aux_loss > 0 || settings.experts.router_z_loss > 0;
+    return std::any_of(config.blocks.begin(), config.blocks.end(), [&](const models::BlockConfig& block) {
+      return block.experts && (losses || block.experts->router_aux_loss_coef > 0);
+    });
+  }
+
   std::unique_ptr<models::Decoder> copy_;
   at::Tensor gradient_;  // [flat], of the copy
+  at::Tensor whole_;     // [flat], while own_
+  bool own_ = false;
+  double large_ = 0;  // |g_B|², while own_
   int64_t batch_ = 0, rows_ = 0;
   double small_ = 0;  // mean |g_b|²
 };

@@ -9,8 +9,9 @@ namespace cairn {
 const std::vector<const ProbeKind*>& probe_kinds() {
   static const std::vector<const ProbeKind*> kinds = {
       &activation_kurtosis_probe, &activation_rms_probe, &attention_entropy_probe, &expert_load_probe,
-      &grad_cosine_probe,         &grad_norm_probe,      &hessian_probe,           &induction_probe,
-      &noise_scale_probe,         &token_loss_probe,     &update_ratio_probe,
+      &grad_cosine_probe,         &grad_norm_probe,      &hessian_probe,           &index_overlap_probe,
+      &index_recall_probe,        &induction_probe,      &noise_scale_probe,       &token_loss_probe,
+      &update_ratio_probe,
   };
   return kinds;
 }
@@ -29,10 +30,10 @@ class Audience : public models::Capture {
     for (auto* one : all_) one->stream(block, x);
   }
   bool wants_attention() const override { return attention_; }
-  void attention(int64_t block, const at::Tensor& q, const at::Tensor& k,
+  void attention(int64_t block, const at::Tensor& q, const at::Tensor& k, const at::Tensor& selected,
                  const kernels::AttentionOptions& options) override {
     for (auto* one : all_) {
-      if (one->wants_attention()) one->attention(block, q, k, options);
+      if (one->wants_attention()) one->attention(block, q, k, selected, options);
     }
   }
   void experts(int64_t block, const at::Tensor& chosen, int64_t num_experts) override {

@@ -70,7 +70,8 @@ struct ProbeKind {
 };
 
 extern const ProbeKind activation_kurtosis_probe, activation_rms_probe, attention_entropy_probe, expert_load_probe,
-    grad_cosine_probe, grad_norm_probe, hessian_probe, induction_probe, noise_scale_probe, token_loss_probe, update_ratio_probe;
+    grad_cosine_probe, grad_norm_probe, hessian_probe, index_overlap_probe, index_recall_probe, induction_probe,
+    noise_scale_probe, token_loss_probe, update_ratio_probe;
 
 // The table, in order of name.
 const std::vector<const ProbeKind*>& probe_kinds();

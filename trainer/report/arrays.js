@@ -11,6 +11,9 @@ function absent(of, name) {
   return { traces: [], layout: layoutOf({ height: 160 }), caption: `${runs[of.run].name} has no values of ${name}.` };
 }
 
+// Of an axis that counts places: a few of them have no ticks between.
+const wholeTicks = (count) => (count <= 12 ? { dtick: 1, tickformat: "d" } : { tickformat: "~s", nticks: 8 });
+
 function toggle(label, pressed, change) {
   const button = make("button", { type: "button", "aria-pressed": String(pressed), onclick: () => {
     const now = button.getAttribute("aria-pressed") !== "true";
@@ -54,7 +57,7 @@ function profileFigure(figure) {
     draw: () => {
       const one = oneOf(of, name), x = one && places(one);
       if (!one) return absent(of, name);
-      const layout = layoutOf({ height: 290, x: { ...sharedAxis(), showgrid: false }, y: { title: { text: "index" }, showgrid: false, fixedrange: true, range: [0.5, one.length + 0.5], tickformat: "~s" } });
+      const layout = layoutOf({ height: 290, x: { ...sharedAxis(), showgrid: false }, y: { title: { text: "index" }, showgrid: false, fixedrange: true, range: [0.5, one.length + 0.5], ...wholeTicks(one.length) } });
       if (!x) return { traces: [], layout, caption: "The tokens of these steps are not known: choose steps." };
       const kept = columns(one.steps, x);
       const rows = one.index.map((_, i) => kept.map((k) => one.lines[k][i]));
@@ -87,7 +90,7 @@ function matrixFigure(figure) {
       where.textContent = `step ${number(one.steps[at])} `;
       const { trace, words } = mapTrace(one.columns, one.rows, one.matrices[at], { hover: "row %{y}, column %{x}" });
       const drawn = one.rows.length < one.height || one.columns.length < one.width ? ` ${one.rows.length} of ${one.height} rows and ${one.columns.length} of ${one.width} columns are drawn.` : "";
-      return { traces: [trace], layout: layoutOf({ height: 300, x: { showgrid: false, nticks: 8 }, y: { showgrid: false, autorange: "reversed", nticks: 8 } }),
+      return { traces: [trace], layout: layoutOf({ height: 300, x: { showgrid: false, ...wholeTicks(one.width) }, y: { showgrid: false, autorange: "reversed", ...wholeTicks(one.height) } }),
         caption: `${name}, step ${number(one.steps[at])}: ${one.height} × ${one.width}, ${words}${drawn}${every(one)}` };
     },
   });

@@ -77,7 +77,7 @@ void name_apart(Json& runs) {
 
 }  // namespace
 
-Report write_report(const std::vector<fs::path>& folders, const fs::path& out) {
+Report write_report(const std::vector<Shown>& runs, const fs::path& out) {
   const Embedded parts = embedded();
   if (parts.library.empty())
     throw std::runtime_error(
@@ -88,13 +88,17 @@ Report write_report(const std::vector<fs::path>& folders, const fs::path& out) {
                                  fmt::gmtime(std::chrono::system_clock::to_time_t(std::chrono::system_clock::now())))},
             {"library", "plotly.js " + std::string(parts.library_version)},
             {"runs", Json::array()}};
-  for (const fs::path& folder : folders) data["runs"].push_back(read_run(folder));
+  for (const Shown& run : runs) {
+    data["runs"].push_back(read_run(run.folder));
+    if (!run.name.empty()) data["runs"].back()["name"] = fs::path(run.name).filename().string();
+    if (!run.name.empty()) data["runs"].back()["path"] = run.name;
+  }
   name_apart(data["runs"]);
   data["differences"] = differences(data["runs"]);
   data["figures"] = plan_figures(data["runs"]);
 
-  const std::string title = folders.size() == 1 ? data["runs"][0]["name"].get<std::string>()
-                                                : fmt::format("{} runs compared", folders.size());
+  const std::string title =
+      runs.size() == 1 ? data["runs"][0]["name"].get<std::string>() : fmt::format("{} runs compared", runs.size());
   // A folder's name may be no UTF-8: through JSON, which replaces what is not.
   const std::string valid = Json::parse(Json(title).dump(-1, ' ', false, Json::error_handler_t::replace));
   const std::string library = base64(parts.library), json = script_json(data), heading = html_text(valid);

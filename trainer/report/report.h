@@ -13,9 +13,14 @@ struct Report {
   size_t plots = 0;
 };
 
-// `runs` are folders of runs, or of measured series of foreign models. `out` is replaced whole or not at all. Throws
-// std::runtime_error where the program was built without the plot library or the disk refuses, std::invalid_argument
-// where a folder is neither a run nor holds a series.
-Report write_report(const std::vector<std::filesystem::path>& runs, const std::filesystem::path& out);
+// A folder of a run, or of measured series of foreign models.
+struct Shown {
+  std::filesystem::path folder;
+  std::string name = {};  // on the page; empty: the folder's
+};
+
+// `out` is replaced whole or not at all. Throws std::runtime_error where the program was built without the plot library
+// or the disk refuses, std::invalid_argument where a folder is neither a run nor holds a series.
+Report write_report(const std::vector<Shown>& runs, const std::filesystem::path& out);
 
 }  // namespace cairn::report

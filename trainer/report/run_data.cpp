@@ -235,12 +235,6 @@ class RunReader {
 }  // namespace
 
 Json read_run(const fs::path& path) {
-  // A pattern of folders or a list of {step, path}: models, of which nothing is measured yet.
-  if (path.string().find("{N}") != std::string::npos || path.extension() == ".yaml" || path.extension() == ".yml")
-    throw std::invalid_argument(
-        fmt::format("{0}: found a series of models, expected the folder of a run or of measured series: `cairn analyze "
-                    "'{0}' --out DIR` measures it, `cairn report DIR` shows it",
-                    path.string()));
   if (!fs::is_directory(path))
     throw std::invalid_argument(fmt::format("{}: found {}, expected the folder of a run or of measured series",
                                             path.string(), fs::exists(path) ? "a file" : "nothing"));

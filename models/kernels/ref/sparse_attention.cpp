@@ -45,9 +45,13 @@ at::Tensor selected_mask(const at::Tensor& selected, int64_t batch, int64_t keys
 
 at::Tensor sparse_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& selected,
                             const AttentionOptions& options) {
-  const int64_t batch = options.batch, length = q.size(0) / batch;
-  const auto p = softmax(scores_of(q, k, selected, batch, length, options.scale));
-  return rows_of(at::matmul(p, by_head(v, batch, q.size(1))), q);
+  const auto p = sparse_attention_probabilities(q, k, selected, options);
+  return rows_of(at::matmul(p, by_head(v, options.batch, q.size(1))), q);
+}
+
+at::Tensor sparse_attention_probabilities(const at::Tensor& q, const at::Tensor& k, const at::Tensor& selected,
+                                          const AttentionOptions& options) {
+  return softmax(scores_of(q, k, selected, options.batch, q.size(0) / options.batch, options.scale));
 }
 
 at::Tensor sparse_attention_lse(const at::Tensor& q, const at::Tensor& k, const at::Tensor& selected,

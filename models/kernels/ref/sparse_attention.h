@@ -14,6 +14,9 @@ at::Tensor selected_mask(const at::Tensor& selected, int64_t batch, int64_t keys
 // [N, H * E] in the dtype of q, computed in float32 at least.
 at::Tensor sparse_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& selected,
                             const AttentionOptions& options);
+// [batch, H, length, length]: zero where a key is not listed.
+at::Tensor sparse_attention_probabilities(const at::Tensor& q, const at::Tensor& k, const at::Tensor& selected,
+                                          const AttentionOptions& options);
 // [batch, H, length]
 at::Tensor sparse_attention_lse(const at::Tensor& q, const at::Tensor& k, const at::Tensor& selected,
                                 const AttentionOptions& options);
