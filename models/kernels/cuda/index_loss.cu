@@ -8,7 +8,7 @@ namespace cairn::kernels::cuda {
 namespace {
 
 constexpr int kLossThreads = 256, kListThreads = 128, kListWarps = kListThreads / 32;
-constexpr int kListSegment = 1024;  // places of a list that a block takes
+constexpr int kListSegment = 256;  // places of a list that a block takes
 
 // A chunk of queries and its strips.
 struct Chunk {
