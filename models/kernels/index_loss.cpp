@@ -10,6 +10,7 @@
 #include "models/kernels/available.h"
 #include "models/kernels/candidates.h"
 #include "models/kernels/cpu/simd_index_loss.h"
+#include "models/kernels/cuda/table.h"
 #include "models/kernels/selection.h"
 
 namespace cairn::kernels {
@@ -116,6 +117,7 @@ std::vector<MassSource> contiguous_lse(std::vector<MassSource> sources) {
 
 IndexLoss index_loss(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const at::Tensor& selected,
                      const std::vector<MassSource>& given, const IndexOptions& options, double coefficient) {
+  if (cuda::available(q)) return cuda::table()->index_loss(q, k, w, selected, given, options, coefficient);
   const char* what = "index_loss";
   check_indexer(what, q, k, w, options.batch);
   const int64_t batch = options.batch, rows = q.size(0), length = rows / batch, heads = q.size(1), dim = q.size(2),

@@ -8,6 +8,7 @@
 #include "models/kernels/available.h"
 #include "models/kernels/candidates.h"
 #include "models/kernels/cpu/simd_index_topk.h"
+#include "models/kernels/cuda/table.h"
 
 namespace cairn::kernels {
 namespace {
@@ -62,6 +63,7 @@ IndexCall call_of(const at::Tensor& q, const at::Tensor& w, const IndexOptions& 
 }  // namespace
 
 at::Tensor index_topk(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const IndexOptions& options) {
+  if (cuda::available(q)) return cuda::table()->index_topk(q, k, w, options);
   check("index_topk", q, k, w, options);
   const int64_t rows = q.size(0), batch = options.batch, length = rows / batch;
   if (k.size(0) != rows || length * batch != rows)
@@ -90,6 +92,7 @@ at::Tensor index_topk(const at::Tensor& q, const at::Tensor& k, const at::Tensor
 
 at::Tensor index_topk_decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, int64_t length,
                              const IndexOptions& options) {
+  if (cuda::available(q)) return cuda::table()->index_topk_decode(q, k, w, length, options);
   check("index_topk_decode", q, k, w, options);
   const int64_t rows = q.size(0);
   if (length < rows || length > k.size(0))

@@ -10,6 +10,7 @@
 
 #include "models/kernels/available.h"
 #include "models/kernels/cpu/simd_sparse_attention.h"
+#include "models/kernels/cuda/table.h"
 #include "models/kernels/selection.h"
 
 namespace cairn::kernels {
@@ -94,6 +95,7 @@ at::Tensor floats(int64_t count) { return at::empty({count}, at::TensorOptions(a
 
 AttentionOutput sparse_attention_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                          const at::Tensor& selected, const AttentionOptions& options) {
+  if (cuda::available(q)) return cuda::table()->sparse_attention_forward(q, k, v, selected, options);
   const char* what = "sparse_attention_forward";
   check(what, q, k, v, options);
   check_rows(what, q, k, options.batch);
@@ -156,6 +158,8 @@ void sparse_attention_backward(const at::Tensor& dout, const at::Tensor& q, cons
                                const at::Tensor& out, const at::Tensor& lse, const at::Tensor& selected,
                                const AttentionOptions& options, const at::Tensor& dq, const at::Tensor& dk,
                                const at::Tensor& dv) {
+  if (cuda::available(q))
+    return cuda::table()->sparse_attention_backward(dout, q, k, v, out, lse, selected, options, dq, dk, dv);
   const char* what = "sparse_attention_backward";
   check(what, q, k, v, options);
   check("sparse_attention_backward (gradients)", dq, dk, dv, options);
@@ -243,6 +247,7 @@ void sparse_attention_backward(const at::Tensor& dout, const at::Tensor& q, cons
 
 at::Tensor sparse_attention_decode(const at::Tensor& q, const at::Tensor& cache_k, const at::Tensor& cache_v,
                                    const at::Tensor& selected, int64_t length, const AttentionOptions& options) {
+  if (cuda::available(q)) return cuda::table()->sparse_attention_decode(q, cache_k, cache_v, selected, length, options);
   const char* what = "sparse_attention_decode";
   check(what, q, cache_k, cache_v, options);
   const int64_t rows = q.size(0), kv_heads = cache_k.size(1);

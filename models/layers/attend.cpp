@@ -1,6 +1,7 @@
 #include "models/layers/attend.h"
 
 #include "models/kernels/aten/attention.h"
+#include "models/kernels/cuda/table.h"
 #include "models/kernels/ref/attention.h"
 #include "models/kernels/ref/sparse_attention.h"
 #include "models/kernels/sparse_attention.h"
@@ -32,6 +33,14 @@ at::Tensor padded(const at::Tensor& x, int64_t width) {
 at::Tensor narrowed(const at::Tensor& x, int64_t heads, int64_t width) {
   if (x.size(1) == heads * width) return x;
   return x.view({x.size(0), heads, -1}).narrow(2, 0, width).reshape({x.size(0), heads * width});
+}
+
+// Whether the hand-written kernels over lists of keys take tensors like these.
+bool takes_lists(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Pass& pass) {
+  const kernels::Way way = pass.way(q);
+  if (way != kernels::Way::device || pass.aten) return way == kernels::Way::cpu;
+  return kernels::cuda::takes_rows(q) && kernels::cuda::takes_rows(v) && k.scalar_type() == q.scalar_type() &&
+         v.scalar_type() == q.scalar_type();
 }
 
 struct DenseFunction : torch::autograd::Function<DenseFunction> {
@@ -92,14 +101,17 @@ Attended attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c
                                            : kernels::ref::attention(q, k, v, options);
   if (with_lse) {
     at::NoGradGuard no_grad;
-    result.lse = kernels::ref::attention_lse(q, k, options);
+    const bool plain = options.window == 0 && options.softcap == 0 && !options.sinks.defined();
+    result.lse = way == kernels::Way::device && plain && takes_lists(q, k, k, pass)
+                     ? kernels::cuda::table()->attention_lse(q.contiguous(), k, options)
+                     : kernels::ref::attention_lse(q, k, options);
   }
   return result;
 }
 
 Attended attend_selected(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& selected,
                          const kernels::AttentionOptions& options, const Pass& pass) {
-  if (pass.way(q) == kernels::Way::cpu) {
+  if (takes_lists(q, k, v, pass)) {
     const auto out = SelectedFunction::apply(q, k, v, selected, c10::make_intrusive<Held>(options));
     return {out[0], out[1]};
   }
@@ -116,8 +128,9 @@ at::Tensor attend_rows(const at::Tensor& q, const at::Tensor& cache_k, const at:
                        const Pass& pass) {
   const bool fast = pass.way(q) == kernels::Way::cpu;
   if (selected.defined()) {
-    return fast ? kernels::sparse_attention_decode(q.contiguous(), cache_k, cache_v, selected, length, options)
-                : kernels::ref::sparse_attention_decode(q, cache_k, cache_v, selected, length, options);
+    return takes_lists(q, cache_k, cache_v, pass)
+               ? kernels::sparse_attention_decode(q.contiguous(), cache_k, cache_v, selected, length, options)
+               : kernels::ref::sparse_attention_decode(q, cache_k, cache_v, selected, length, options);
   }
   if (!fast) return kernels::ref::attention_decode(q, cache_k, cache_v, length, options);
   if (cache_v.size(2) == q.size(2)) return kernels::attention_decode(q.contiguous(), cache_k, cache_v, length, options);

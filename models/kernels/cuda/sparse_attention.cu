@@ -19,10 +19,11 @@ __global__ void __launch_bounds__(kSparseThreads) sparse_forward_kernel(SparseAt
   constexpr int kKeys = 32 / kHeads;
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * kSparseWarps + threadIdx.x / 32;
   if (unit >= units) return;  // a whole warp
-  const HeadSet<kHeads> set(unit, job.heads, job.kv_heads);
+  HeadSet<kHeads> set(unit, job.heads, job.kv_heads);
+  const KeyList list{job.selected + set.row * job.width, job.width};
+  set.row += job.begin;
   const int lane = static_cast<int>(threadIdx.x) % 32, D = static_cast<int>(job.key_dim),
             E = static_cast<int>(job.value_dim);
-  const KeyList list{job.selected + set.row * job.width, job.width};
   const int64_t key_row = set.row / job.length * job.key_length;
   const T* k = static_cast<const T*>(job.k) + key_row * job.k_stride + set.kv_head * D;
   const T* v = static_cast<const T*>(job.v) + key_row * job.v_stride + set.kv_head * E;

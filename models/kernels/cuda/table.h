@@ -11,7 +11,10 @@
 
 #include "models/kernels/activation.h"
 #include "models/kernels/cuda/launchers.h"
+#include "models/kernels/cuda/launchers_sparse.h"
+#include "models/kernels/index_loss.h"
 #include "models/kernels/norm.h"
+#include "models/kernels/sparse_attention.h"
 
 namespace cairn::kernels::cuda {
 
@@ -35,6 +38,25 @@ struct Table {
   // a pass share them): one wait for the GPU a micro-batch.
   void (*rope_)(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& cos, const at::Tensor& sin,
                 bool interleaved, bool inverse);
+  // Of sparse_attention.h, with q, k, v and their gradients of one type, lse float32, heads of at most kWidestRow
+  // features. Lists come from index_topk: their numbers are not looked at, since that would wait for the GPU.
+  AttentionOutput (*sparse_attention_forward)(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                              const at::Tensor& selected, const AttentionOptions& options);
+  void (*sparse_attention_backward)(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k,
+                                    const at::Tensor& v, const at::Tensor& out, const at::Tensor& lse,
+                                    const at::Tensor& selected, const AttentionOptions& options, const at::Tensor& dq,
+                                    const at::Tensor& dk, const at::Tensor& dv);
+  at::Tensor (*sparse_attention_decode)(const at::Tensor& q, const at::Tensor& cache_k, const at::Tensor& cache_v,
+                                        const at::Tensor& selected, int64_t length, const AttentionOptions& options);
+  // float32 [batch, H, length] of causal attention over all keys (attention.h: batch, scale and segments count).
+  at::Tensor (*attention_lse)(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options);
+  // Of index_topk.h. With float32 the CPU's lists.
+  at::Tensor (*index_topk)(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const IndexOptions& options);
+  at::Tensor (*index_topk_decode)(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, int64_t length,
+                                  const IndexOptions& options);
+  // Of index_loss.h; waits for the GPU. Rows of at most kWidestRow features.
+  IndexLoss (*index_loss)(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const at::Tensor& selected,
+                          const std::vector<MassSource>& sources, const IndexOptions& options, double coefficient);
   // On the current device. Bits equal those of the CPU (optim/kernels/passes.h).
   void (*adamw)(const AdamwRun& run, const AdamwScalars& scalars);
   // flat: contiguous float32; out: host memory, one double for each `piece` elements begun. Waits for the GPU. Bits
@@ -59,5 +81,8 @@ void* module_symbol(const char* name);
 inline bool available(const at::Tensor& x) {
   return x.is_cuda() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16) && table() != nullptr;
 }
+
+// The same of kernels that hold a row of features in a warp's registers.
+inline bool takes_rows(const at::Tensor& x) { return available(x) && x.size(-1) <= kWidestRow; }
 
 }  // namespace cairn::kernels::cuda
