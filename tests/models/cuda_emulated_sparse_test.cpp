@@ -380,13 +380,16 @@ void expect_loss(const SparseInputs& in, const at::Tensor& selected, int64_t sou
   for (auto member : {&Learnt::kl, &Learnt::dq, &Learnt::dk, &Learnt::dw})
     EXPECT_TRUE(same_bits(got.*member, again.*member)) << name;
   // Without gradients: the same loss.
-  if (in.q.size(0) < 50) EXPECT_TRUE(same_bits(loss_on(in, selected, sources, 0, 29).kl, got.kl)) << name;
+  if (in.q.size(0) < 50) {
+    EXPECT_TRUE(same_bits(loss_on(in, selected, sources, 0, 29).kl, got.kl)) << name;
+  }
 }
 
 TEST(CudaEmulatedSparse, LossOverListedKeys) {
   for (const auto& c : kSmall) {
     const auto in = sparse_inputs(c, true);
     expect_loss(in, selection_of(in), 1 + c.batch % 2, c.name());
+    if (c.batch > 1) continue;
     const auto half = in_type(in, at::kBFloat16);
     expect_loss(half, selection_of(half), 1, c.name() + " bfloat16");
   }
