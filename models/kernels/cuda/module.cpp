@@ -9,7 +9,7 @@
 #include <mutex>
 
 #include "models/kernels/cuda/module_checks.h"
-#include "models/kernels/cuda/module_sparse.h"
+#include "models/kernels/cuda/module_parts.h"
 #include "models/kernels/cuda/table.h"
 
 namespace cairn::kernels::cuda {
@@ -197,30 +197,19 @@ std::string gpu_name(int index) {
   return fmt::format("{}, sm {}{}", properties.name, properties.major, properties.minor);
 }
 
-const Table kTable = {sizeof(Table),
-                      TORCH_VERSION,
-                      CUDART_VERSION,
-                      rms_norm_forward,
-                      rms_norm_backward,
-                      gated_forward,
-                      gated_backward,
-                      activation_forward,
-                      activation_backward,
-                      rope_,
-                      sparse_attention_forward_on,
-                      sparse_attention_backward_on,
-                      sparse_attention_decode_on,
-                      attention_lse_on,
-                      index_topk_on,
-                      index_topk_decode_on,
-                      index_loss_on,
-                      adamw_on_current,
-                      squared_norm_pieces_to_host,
-                      gpu_name};
+Table make_table() {
+  Table table{sizeof(Table),       TORCH_VERSION, CUDART_VERSION,   rms_norm_forward,
+              rms_norm_backward,   gated_forward, gated_backward,   activation_forward,
+              activation_backward, rope_,         adamw_on_current, squared_norm_pieces_to_host};
+  add_sparse(table);
+  table.gpu_name = gpu_name;
+  return table;
+}
 
 }  // namespace
 }  // namespace cairn::kernels::cuda
 
 extern "C" __attribute__((visibility("default"))) const cairn::kernels::cuda::Table* cairn_cuda_table() {
-  return &cairn::kernels::cuda::kTable;
+  static const cairn::kernels::cuda::Table table = cairn::kernels::cuda::make_table();
+  return &table;
 }

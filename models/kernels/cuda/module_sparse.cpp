@@ -1,12 +1,11 @@
 // The CUDA module's entries for sparse attention and its indexer: they check tensors, find memory and launch. Compiled
 // into libcairn_cuda.so, not into the program. Never run on a GPU so far.
-#include "models/kernels/cuda/module_sparse.h"
-
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "models/kernels/cuda/launchers_sparse.h"
 #include "models/kernels/cuda/module_checks.h"
+#include "models/kernels/cuda/module_parts.h"
 
 namespace cairn::kernels::cuda {
 namespace {
@@ -109,14 +108,12 @@ at::Tensor choose(IndexTopk job, const at::Tensor& q, const at::Tensor& k, const
   const at::Tensor selected = at::empty({q.size(0), std::min(job.topk, job.key_length)}, q.options().dtype(at::kInt));
   job.selected = selected.mutable_data_ptr<int32_t>();
   job.chunk = chunk_of(q.size(0), job.key_length);
-  if (job.chunk > 64) job.chunk = job.chunk / 64 * 64;  // whole tiles of queries
+  if (job.chunk > 64 && job.chunk < q.size(0)) job.chunk = job.chunk / 64 * 64;  // whole tiles of queries
   const at::Tensor workspace = floats(q, {job.chunk * job.key_length});
   job.workspace = workspace.mutable_data_ptr<float>();
   index_topk(job, stream);
   return selected;
 }
-
-}  // namespace
 
 AttentionOutput sparse_attention_forward_on(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                             const at::Tensor& selected, const AttentionOptions& options) {
@@ -290,6 +287,18 @@ IndexLoss index_loss_on(const at::Tensor& q, const at::Tensor& k, const at::Tens
     ++result.recall_queries;
   }
   return result;
+}
+
+}  // namespace
+
+void add_sparse(Table& table) {
+  table.sparse_attention_forward = sparse_attention_forward_on;
+  table.sparse_attention_backward = sparse_attention_backward_on;
+  table.sparse_attention_decode = sparse_attention_decode_on;
+  table.attention_lse = attention_lse_on;
+  table.index_topk = index_topk_on;
+  table.index_topk_decode = index_topk_decode_on;
+  table.index_loss = index_loss_on;
 }
 
 }  // namespace cairn::kernels::cuda

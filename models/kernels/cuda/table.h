@@ -38,6 +38,12 @@ struct Table {
   // a pass share them): one wait for the GPU a micro-batch.
   void (*rope_)(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& cos, const at::Tensor& sin,
                 bool interleaved, bool inverse);
+  // On the current device. Bits equal those of the CPU (optim/kernels/passes.h).
+  void (*adamw)(const AdamwRun& run, const AdamwScalars& scalars);
+  // flat: contiguous float32; out: host memory, one double for each `piece` elements begun. Waits for the GPU. Bits
+  // equal those of optim/norm.h on the CPU.
+  void (*squared_norm_pieces)(const at::Tensor& flat, int64_t piece, double* out);
+
   // Of sparse_attention.h, with q, k, v and their gradients of one type, lse float32, heads of at most kWidestRow
   // features. Lists come from index_topk: their numbers are not looked at, since that would wait for the GPU.
   AttentionOutput (*sparse_attention_forward)(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -57,11 +63,7 @@ struct Table {
   // Of index_loss.h; waits for the GPU. Rows of at most kWidestRow features.
   IndexLoss (*index_loss)(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const at::Tensor& selected,
                           const std::vector<MassSource>& sources, const IndexOptions& options, double coefficient);
-  // On the current device. Bits equal those of the CPU (optim/kernels/passes.h).
-  void (*adamw)(const AdamwRun& run, const AdamwScalars& scalars);
-  // flat: contiguous float32; out: host memory, one double for each `piece` elements begun. Waits for the GPU. Bits
-  // equal those of optim/norm.h on the CPU.
-  void (*squared_norm_pieces)(const at::Tensor& flat, int64_t piece, double* out);
+
   // "NVIDIA H200, sm 90": what of a GPU decides bits.
   std::string (*gpu_name)(int index);
 };

@@ -65,8 +65,7 @@ __device__ Threshold find_threshold(int64_t count, int64_t topk, Rank rank) {
     const uint32_t up_to = block_scan(here, &total);
     if (up_to >= wanted && up_to - here < wanted) found = bin, left = wanted - (up_to - here);
     __syncthreads();
-    prefix |= found << shift, known |= 255u << shift, wanted = left;
-    __syncthreads();  // before the next round writes there
+    prefix |= found << shift, known |= 255u << shift, wanted = left;  // written again three barriers later
   }
   return {prefix, wanted};
 }
