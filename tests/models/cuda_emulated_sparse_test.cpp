@@ -96,7 +96,7 @@ const std::vector<SparseCase> kSmall = {
     {},
     {.batch = 3, .length = 5, .index_heads = 2, .index_dim = 6, .heads = 2, .key_dim = 6, .value_dim = 3, .topk = 2},
     {.batch = 2,
-     .length = 33,
+     .length = 21,
      .index_heads = 3,
      .index_dim = 20,
      .heads = 3,
@@ -104,7 +104,7 @@ const std::vector<SparseCase> kSmall = {
      .key_dim = 20,
      .value_dim = 36,
      .topk = 64},
-    {.length = 70,
+    {.length = 45,
      .index_heads = 4,
      .index_dim = 32,
      .heads = 8,
@@ -115,7 +115,7 @@ const std::vector<SparseCase> kSmall = {
      .sinks = 3,
      .window = 5},
     {.batch = 2,
-     .length = 41,
+     .length = 29,
      .index_heads = 5,
      .index_dim = 70,
      .heads = 5,
@@ -125,7 +125,7 @@ const std::vector<SparseCase> kSmall = {
      .sinks = 2,
      .window = 3,
      .segments = true},
-    {.length = 40,
+    {.length = 36,
      .index_heads = 1,
      .index_dim = 8,
      .heads = 2,
@@ -134,7 +134,7 @@ const std::vector<SparseCase> kSmall = {
      .value_dim = 16,
      .topk = 1},
     {.batch = 2,
-     .length = 37,
+     .length = 33,
      .index_heads = 7,
      .index_dim = 5,
      .heads = 2,
@@ -244,7 +244,7 @@ TEST(CudaEmulatedSparse, ChoosesWhatTheCpuChooses) {
   for (const auto& c : cases) {
     auto in = sparse_inputs(c, false);
     EXPECT_TRUE(topk_on(in, 600).equal(index_topk(in.index_q, in.index_k, in.index_w, in.options))) << c.name();
-    if (c.length < 30 || c.length > 200) continue;
+    if (c.length < 25 || c.length > 200) continue;
     in.index_w.narrow(0, 20, 1).fill_(NAN);
     in.index_k.narrow(0, 3, 1).fill_(NAN);
     in.index_k.narrow(0, 7, 1).fill_(INFINITY);

@@ -15,7 +15,6 @@ struct Chunk {
   int64_t begin, end, width;  // rows; width of the lists and of each strip
   const int32_t* lists;       // [end - begin, width]
   float *scores, *mass, *p;   // [end - begin, width]; scores become their gradients
-  __device__ int64_t rows() const { return end - begin; }
 };
 
 // What a head adds to the strip for a key, from its dot product.
