@@ -1,5 +1,6 @@
 // The k best of a row of scores by a block: a radix search for the k-th best, eight bits at a time, then a pass in
 // ascending order. Equal scores go to the lower place. Integer counts alone, so the order of threads changes nothing.
+// Never run on a GPU so far.
 #pragma once
 
 #include "models/kernels/cuda/device.cuh"

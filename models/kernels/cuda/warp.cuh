@@ -1,5 +1,5 @@
 // What a warp does with rows of keys: features of a row lie over its lanes, and sums over the lanes are taken for 32
-// (head, key) pairs at once.
+// (head, key) pairs at once. Never run on a GPU so far.
 #pragma once
 
 #include <type_traits>
