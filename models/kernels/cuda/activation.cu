@@ -108,8 +108,8 @@ void gated(const Gated& job, int kind, Stream stream) {
   const int64_t blocks_per_row = blocks(job.columns, kThreads);
   by_type(job.type, [&](auto t) {
     by_kind(kind, [&](auto act) {
-      gated_kernel<decltype(t), decltype(act)>
-          <<<static_cast<unsigned>(job.rows * blocks_per_row), kThreads, 0, stream>>>(job, blocks_per_row);
+      launch(gated_kernel<decltype(t), decltype(act)>, static_cast<unsigned>(job.rows * blocks_per_row), kThreads, 0,
+             stream, job, blocks_per_row);
     });
   });
   check_launch(job.dh ? "gated_backward" : "gated_forward");
@@ -120,8 +120,8 @@ void activation(Type type, const void* x, const void* dy, void* y, int64_t n, in
   by_type(type, [&](auto t) {
     using T = decltype(t);
     by_kind(kind, [&](auto act) {
-      activation_kernel<T, decltype(act)><<<blocks(n, kThreads), kThreads, 0, stream>>>(
-          static_cast<const T*>(x), static_cast<const T*>(dy), static_cast<T*>(y), n);
+      launch(activation_kernel<T, decltype(act)>, blocks(n, kThreads), kThreads, 0, stream, static_cast<const T*>(x),
+             static_cast<const T*>(dy), static_cast<T*>(y), n);
     });
   });
   check_launch(dy ? "activation_backward" : "activation_forward");

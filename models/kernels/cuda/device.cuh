@@ -1,7 +1,10 @@
-// What the kernels share: elements read and written as float32, sums over the threads of a row, launch checks.
+// What the kernels share: elements read and written as float32, sums over the threads of a row, launches and their
+// checks. Beside nvcc, g++ reads these sources: tests/models/cuda_emulator.h runs them on a CPU.
 #pragma once
 
+#ifndef CAIRN_CUDA_EMULATOR
 #include <cuda_runtime_api.h>
+#endif
 
 #include <cstdint>
 #include <stdexcept>
@@ -56,6 +59,32 @@ inline void check_launch(const char* kernel) {
   if (error == cudaSuccess) return;
   throw std::runtime_error(std::string("CUDA kernel ") + kernel + ": " + cudaGetErrorName(error) + ", " +
                            cudaGetErrorString(error));
+}
+
+// kernel<<<grid, block, shared_bytes, stream>>>(arguments...), as a function.
+template <class... Parameters, class... Arguments>
+inline void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                   [[maybe_unused]] Stream stream, Arguments... arguments) {
+#ifdef CAIRN_CUDA_EMULATOR
+  emulator::launch(kernel, grid, block, shared_bytes, arguments...);
+#else
+  if (shared_bytes > 48 * 1024)  // more than that has to be asked for; where refused, the launch is too
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  // clang-format off
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  // clang-format on
+#endif
+}
+
+// The block's dynamic shared memory, aligned to 16 bytes.
+template <class T>
+__device__ inline T* dynamic_shared() {
+#ifdef CAIRN_CUDA_EMULATOR
+  return static_cast<T*>(emulator::Machine::self().dynamic_shared());
+#else
+  extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];
+  return reinterpret_cast<T*>(dynamic_shared_memory);
+#endif
 }
 
 inline unsigned blocks(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }

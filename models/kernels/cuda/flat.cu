@@ -45,15 +45,16 @@ __global__ void __launch_bounds__(kThreads)
 
 void adamw(const AdamwRun& run, const AdamwScalars& scalars, Stream stream) {
   if (run.n == 0) return;
-  by_type(run.type,
-          [&](auto p) { adamw_kernel<decltype(p)><<<blocks(run.n, kThreads), kThreads, 0, stream>>>(run, scalars); });
+  by_type(run.type, [&](auto p) {
+    launch(adamw_kernel<decltype(p)>, blocks(run.n, kThreads), kThreads, 0, stream, run, scalars);
+  });
   check_launch("adamw");
 }
 
 void squared_norm_pieces(const float* x, int64_t n, int64_t piece, double* out, Stream stream) {
   if (n == 0) return;
   const int64_t pieces = (n + piece - 1) / piece;
-  squared_norm_kernel<<<blocks(pieces * kLanes, kThreads), kThreads, 0, stream>>>(x, n, piece, out, pieces);
+  launch(squared_norm_kernel, blocks(pieces * kLanes, kThreads), kThreads, 0, stream, x, n, piece, out, pieces);
   check_launch("squared_norm_pieces");
 }
 

@@ -103,9 +103,9 @@ void rms_norm_forward(const RmsNormForward& job, Stream stream) {
       using T = decltype(t);
       using W = decltype(w);
       if (job.columns <= kNarrowColumns)
-        forward_kernel<T, W, 32><<<blocks(job.rows, kWarpsPerBlock), dim3(32, kWarpsPerBlock), 0, stream>>>(job);
+        launch(forward_kernel<T, W, 32>, blocks(job.rows, kWarpsPerBlock), dim3(32, kWarpsPerBlock), 0, stream, job);
       else
-        forward_kernel<T, W, kWideThreads><<<blocks(job.rows, 1), kWideThreads, 0, stream>>>(job);
+        launch(forward_kernel<T, W, kWideThreads>, blocks(job.rows, 1), kWideThreads, 0, stream, job);
     });
   });
   check_launch("rms_norm_forward");
@@ -116,9 +116,9 @@ void rms_norm_backward(const RmsNormBackward& job, Stream stream) {
   if (job.dweight) {  // before the pass that may overwrite dy
     const int64_t pieces = weight_pieces(job.rows);
     const dim3 grid(blocks(job.columns, kColumns), static_cast<unsigned>(pieces)), block(kColumns, kRowLanes);
-    by_type(job.type, [&](auto t) { weight_kernel<decltype(t)><<<grid, block, 0, stream>>>(job); });
+    by_type(job.type, [&](auto t) { launch(weight_kernel<decltype(t)>, grid, block, 0, stream, job); });
     check_launch("rms_norm_backward, weight");
-    add_pieces_kernel<<<blocks(job.columns, 256), 256, 0, stream>>>(job.partial, pieces, job.columns, job.dweight);
+    launch(add_pieces_kernel, blocks(job.columns, 256), 256, 0, stream, job.partial, pieces, job.columns, job.dweight);
     check_launch("rms_norm_backward, pieces");
   }
   by_type(job.type, [&](auto t) {
@@ -126,9 +126,9 @@ void rms_norm_backward(const RmsNormBackward& job, Stream stream) {
       using T = decltype(t);
       using W = decltype(w);
       if (job.columns <= kNarrowColumns)
-        backward_kernel<T, W, 32><<<blocks(job.rows, kWarpsPerBlock), dim3(32, kWarpsPerBlock), 0, stream>>>(job);
+        launch(backward_kernel<T, W, 32>, blocks(job.rows, kWarpsPerBlock), dim3(32, kWarpsPerBlock), 0, stream, job);
       else
-        backward_kernel<T, W, kWideThreads><<<blocks(job.rows, 1), kWideThreads, 0, stream>>>(job);
+        launch(backward_kernel<T, W, kWideThreads>, blocks(job.rows, 1), kWideThreads, 0, stream, job);
     });
   });
   check_launch("rms_norm_backward");

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(Rope job) {
 
 void rope(const Rope& job, Stream stream) {
   if (job.rows == 0 || job.heads == 0 || job.half == 0) return;
-  by_type(job.type, [&](auto t) { rope_kernel<decltype(t)><<<blocks(job.rows, 1), kThreads, 0, stream>>>(job); });
+  by_type(job.type, [&](auto t) { launch(rope_kernel<decltype(t)>, blocks(job.rows, 1), kThreads, 0, stream, job); });
   check_launch("rope");
 }
 
