@@ -1,10 +1,10 @@
 # CUDA and NCCL: build/bin/libcairn_cuda.so, which the program opens where a GPU is used (models/kernels/cuda/table.h).
 # The program itself links neither, so this is built only where nvcc is found.
-set(CAIRN_CUDA_SOURCES ${CMAKE_SOURCE_DIR}/models/kernels/cuda/module.cpp)
+file(GLOB CAIRN_CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/models/kernels/cuda/module*.cpp)
 set(CAIRN_NCCL_SOURCES ${CMAKE_SOURCE_DIR}/trainer/parallel/nccl_module.cpp)
 set(CAIRN_CUDA_ARCHITECTURES "80-real;90a-real;100a-real" CACHE STRING "GPUs that the kernels are compiled for")
 
-# The folders' libraries take every .cpp; these two are the module's alone.
+# The folders' libraries take every .cpp; these are the module's alone.
 foreach(library cairn_models cairn_trainer)
   get_target_property(sources ${library} SOURCES)
   list(REMOVE_ITEM sources ${CAIRN_CUDA_SOURCES} ${CAIRN_NCCL_SOURCES})

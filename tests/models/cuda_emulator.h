@@ -13,8 +13,9 @@
 
 #define CAIRN_CUDA_EMULATOR 1
 
-#include <setjmp.h>
+#ifndef __x86_64__
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <bit>
@@ -62,8 +63,36 @@ inline Order& order() {
   return chosen;
 }
 
-// longjmp by its own name: a fortified one takes a jump between stacks for a fault.
-extern "C" [[noreturn]] void cairn_emulator_jump(jmp_buf, int) __asm__("_longjmp");
+// A place where a stack has been left. Switching is what takes the time here, so no system call is made of it where
+// that can be helped.
+#ifdef __x86_64__
+struct Context {
+  void* stack_pointer = nullptr;
+};
+// Registers that a function keeps go to the stack; `to` has its own there.
+__attribute__((naked, noinline)) inline void switch_context(Context* /*from: rdi*/, const Context* /*to: rsi*/) {
+  __asm__(
+      "push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
+      "mov %rsp, (%rdi)\n mov (%rsi), %rsp\n"
+      "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret");
+}
+inline void make_context(Context* context, char* stack, size_t size, void (*enter)()) {
+  const uintptr_t top = (reinterpret_cast<uintptr_t>(stack) + size) / 16 * 16;
+  void** slot = reinterpret_cast<void**>(top - 64);  // six registers, the return address, nothing
+  std::fill_n(slot, 8, nullptr);
+  slot[6] = reinterpret_cast<void*>(enter);
+  context->stack_pointer = slot;
+}
+#else
+using Context = ucontext_t;
+inline void switch_context(Context* from, const Context* to) { swapcontext(from, to); }
+inline void make_context(Context* context, char* stack, size_t size, void (*enter)()) {
+  getcontext(context);
+  context->uc_stack.ss_sp = stack, context->uc_stack.ss_size = size;
+  context->uc_link = nullptr;
+  makecontext(context, enter, 0);
+}
+#endif
 
 class Machine {
  public:
@@ -83,7 +112,8 @@ class Machine {
     call_ = [](void* f) { (*static_cast<Body*>(f))(); };
     body_ = &body;
     shared_.resize(shared_bytes / 16 + 1);
-    while (fibers_.size() < count) add_fiber();
+    fibers_.reserve(1024);  // contexts stay where they were made
+    while (fibers_.size() < count) fibers_.emplace_back();
     live_count_ = static_cast<int>(count);
     ::gridDim = grid, ::blockDim = block;
     for (unsigned z = 0; z < grid.z; ++z)
@@ -98,7 +128,7 @@ class Machine {
 
   // __syncthreads; threads that have ended are not waited for.
   void wait_for_block() {
-    Fiber& me = *fibers_[current_];
+    Fiber& me = fibers_[current_];
     me.state = State::at_barrier;
     ++waiting_;
     yield(me);
@@ -107,7 +137,7 @@ class Machine {
   // Deposits `value`; returns what the 32 lanes of the warp have deposited, once all of `mask` have. Slots are used in
   // turns, so one wait does: nobody comes to the turn after the next before all have read this one.
   const uint64_t* exchange(uint32_t mask, uint64_t value) {
-    Fiber& me = *fibers_[current_];
+    Fiber& me = fibers_[current_];
     const int lane = current_ % 32;
     if (!(mask >> lane & 1)) fail("a lane that its own mask leaves out");
     Group& group = group_of(current_ / 32, mask);
@@ -126,16 +156,15 @@ class Machine {
 
   [[noreturn]] void fail(const std::string& why) {
     fault_ = why;
-    cairn_emulator_jump(home_, 1);
+    switch_context(&fibers_[current_].here, &home_);
+    std::abort();  // nobody comes back to it
   }
 
  private:
   enum class State { ready, at_barrier, at_warp, done };
   struct Fiber {
-    jmp_buf here;
+    Context here;
     std::unique_ptr<char[]> stack;
-    ucontext_t first;  // enters the stack once; from then on jumps do
-    bool entered = false;
     State state = State::done;
     const uint32_t* word = nullptr;  // at_warp: may go on when *word is `wanted`
     uint32_t wanted = 0;
@@ -149,41 +178,30 @@ class Machine {
   };
   static constexpr size_t kStack = 128 << 10;
 
-  void add_fiber() {
-    fibers_.push_back(std::make_unique<Fiber>());
-    fibers_.back()->stack.reset(new char[kStack]);
-  }
-
   static void enter() {
     Machine& machine = self();
     while (true) {
       machine.call_(machine.body_);
-      Fiber& me = *machine.fibers_[machine.current_];
+      Fiber& me = machine.fibers_[machine.current_];
       me.state = State::done;
       machine.yield(me);
     }
   }
 
   // Back to the scheduler, until it comes here again.
-  __attribute__((noinline)) void yield(Fiber& me) {
-    if (_setjmp(me.here) == 0) cairn_emulator_jump(home_, 1);
-  }
+  void yield(Fiber& me) { switch_context(&me.here, &home_); }
 
   // Lets thread i run until it waits or ends; false where it failed.
-  __attribute__((noinline)) bool resume(int i) {
-    Fiber& fiber = *fibers_[i];
+  bool resume(int i) {
+    Fiber& fiber = fibers_[i];
     current_ = i;
     ::threadIdx = fiber.index;
     fiber.state = State::ready;
-    if (_setjmp(home_) == 0) {
-      if (fiber.entered) cairn_emulator_jump(fiber.here, 1);
-      fiber.entered = true;
-      getcontext(&fiber.first);
-      fiber.first.uc_stack.ss_sp = fiber.stack.get(), fiber.first.uc_stack.ss_size = kStack;
-      fiber.first.uc_link = nullptr;
-      makecontext(&fiber.first, enter, 0);
-      setcontext(&fiber.first);
+    if (!fiber.stack) {
+      fiber.stack.reset(new char[kStack]);
+      make_context(&fiber.here, fiber.stack.get(), kStack, enter);
     }
+    switch_context(&home_, &fiber.here);
     return fault_.empty();
   }
 
@@ -196,7 +214,7 @@ class Machine {
     groups_.clear();
     groups_.resize((count + 31) / 32);
     for (int i = 0; i < count; ++i) {
-      Fiber& fiber = *fibers_[i];
+      Fiber& fiber = fibers_[i];
       fiber.state = State::ready;
       const unsigned n = static_cast<unsigned>(i);
       fiber.index = {n % block.x, n / block.x % block.y, n / block.x / block.y};
@@ -207,10 +225,10 @@ class Machine {
       bool moved = false;
       for (int k = 0; k < count; ++k) {
         const int i = order() == Order::forward ? k : count - 1 - k;
-        if (!may_run(*fibers_[i])) continue;
+        if (!may_run(fibers_[i])) continue;
         moved = true;
         if (!resume(i)) give_up();
-        if (fibers_[i]->state == State::done) --live;
+        if (fibers_[i].state == State::done) --live;
       }
       if (moved || live == 0) continue;
       if (waiting_ != live) {
@@ -218,7 +236,7 @@ class Machine {
         give_up();
       }
       for (int i = 0; i < count; ++i)
-        if (fibers_[i]->state == State::at_barrier) fibers_[i]->state = State::ready;
+        if (fibers_[i].state == State::at_barrier) fibers_[i].state = State::ready;
       waiting_ = 0;
     }
   }
@@ -242,13 +260,13 @@ class Machine {
 
   void (*call_)(void*) = nullptr;
   void* body_ = nullptr;
-  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<Fiber> fibers_;
   std::vector<std::vector<std::unique_ptr<Group>>> groups_;  // of each warp
   struct alignas(16) Chunk {
     char bytes[16];
   };
   std::vector<Chunk> shared_;
-  jmp_buf home_;
+  Context home_;
   int current_ = 0, waiting_ = 0, live_count_ = 0;
   std::string fault_;
 };

@@ -1,8 +1,7 @@
-// The one file of the CUDA module that sees ATen: checks tensors, finds the stream, launches. Compiled into
-// libcairn_cuda.so, not into the program. Never run on a GPU so far.
+// The table of the CUDA module, and its entries for norms, activations and flat memory: they check tensors, find the
+// stream and launch. Like the other module_*.cpp compiled into libcairn_cuda.so, not into the program. Never run on a
+// GPU so far.
 #include <ATen/ATen.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -10,65 +9,12 @@
 
 #include <mutex>
 
-#include "models/kernels/check.h"
+#include "models/kernels/cuda/module_checks.h"
+#include "models/kernels/cuda/module_parts.h"
 #include "models/kernels/cuda/table.h"
 
 namespace cairn::kernels::cuda {
 namespace {
-
-// Everything of one call lies on one device; its current stream is the one that is used.
-struct Place {
-  explicit Place(const at::Tensor& x)
-      : guard(x.device()), stream(c10::cuda::getCurrentCUDAStream(x.device().index())) {}
-  c10::cuda::CUDAGuard guard;
-  Stream stream;
-};
-
-Type type_of(const at::Tensor& x, const char* op, const char* name) {
-  if (x.defined() && x.is_cuda() && x.scalar_type() == at::kFloat) return Type::float32;
-  if (x.defined() && x.is_cuda() && x.scalar_type() == at::kBFloat16) return Type::bfloat16;
-  throw std::invalid_argument(
-      fmt::format("[{}] {}: expected float32 or bfloat16 on a GPU, got {}", op, name, describe(x)));
-}
-
-// Contiguous, on the device of `like`, of this type and shape.
-void check(const at::Tensor& x, const at::Tensor& like, at::ScalarType type, at::IntArrayRef shape, const char* op,
-           const char* name) {
-  if (x.defined() && x.device() == like.device() && x.scalar_type() == type && x.sizes() == shape && x.is_contiguous())
-    return;
-  throw std::invalid_argument(fmt::format("[{}] {}: expected contiguous {} {} on {}, got {}", op, name,
-                                          c10::toString(type), shape.vec(), like.device().str(), describe(x)));
-}
-
-void check_same(const at::Tensor& x, const at::Tensor& like, const char* op, const char* name, const char* like_name) {
-  if (x.defined() && x.device() == like.device() && x.scalar_type() == like.scalar_type() && x.sizes() == like.sizes())
-    return;
-  throw std::invalid_argument(fmt::format("[{}] {}: expected type, shape and device of {} ({}), got {}", op, name,
-                                          like_name, describe(like), describe(x)));
-}
-
-// Rows of x [..., D] as strided_rows() of models/kernels/check.h finds them on the CPU.
-Rows rows_of(const at::Tensor& x, const char* op, const char* name) {
-  type_of(x, op, name);
-  const bool fits =
-      x.dim() >= 1 && (x.stride(-1) == 1 || x.size(-1) <= 1 || x.numel() == 0) && (x.dim() <= 3 || x.is_contiguous());
-  if (!fits) {
-    throw std::invalid_argument(
-        fmt::format("[{}] {}: expected the last dimension contiguous, got {}", op, name, describe(x)));
-  }
-  Rows rows;
-  rows.data = const_cast<void*>(x.const_data_ptr());  // what is written to was handed in as an output
-  rows.outer_stride = x.size(-1);
-  if (x.dim() == 2) rows.outer_stride = x.stride(0);
-  if (x.dim() == 3) {
-    rows.inner = std::max<int64_t>(x.size(1), 1);
-    rows.outer_stride = x.stride(0), rows.inner_stride = x.stride(1);
-  }
-  return rows;
-}
-
-int64_t row_count(const at::Tensor& x) { return x.size(-1) == 0 ? 0 : x.numel() / x.size(-1); }
-const void* data_or_null(const at::Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
 
 NormOutput rms_norm_forward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight, double eps,
                             double offset) {
@@ -252,23 +198,20 @@ std::string gpu_name(int index) {
   return fmt::format("{}, sm {}{}", properties.name, properties.major, properties.minor);
 }
 
-const Table kTable = {sizeof(Table),
-                      TORCH_VERSION,
-                      CUDART_VERSION,
-                      rms_norm_forward,
-                      rms_norm_backward,
-                      gated_forward,
-                      gated_backward,
-                      activation_forward,
-                      activation_backward,
-                      rope_,
-                      adamw_on_current,
-                      squared_norm_pieces_to_host,
-                      gpu_name};
+Table make_table() {
+  Table table{sizeof(Table),       TORCH_VERSION, CUDART_VERSION,   rms_norm_forward,
+              rms_norm_backward,   gated_forward, gated_backward,   activation_forward,
+              activation_backward, rope_,         adamw_on_current, squared_norm_pieces_to_host};
+  add_experts(table);
+  add_delta(table);
+  table.gpu_name = gpu_name;
+  return table;
+}
 
 }  // namespace
 }  // namespace cairn::kernels::cuda
 
 extern "C" __attribute__((visibility("default"))) const cairn::kernels::cuda::Table* cairn_cuda_table() {
-  return &cairn::kernels::cuda::kTable;
+  static const cairn::kernels::cuda::Table table = cairn::kernels::cuda::make_table();
+  return &table;
 }

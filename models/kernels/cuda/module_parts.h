@@ -1,0 +1,11 @@
+// The entries of the module's table that files of their own define.
+#pragma once
+
+#include "models/kernels/cuda/table.h"
+
+namespace cairn::kernels::cuda {
+
+void add_experts(Table& table);  // module_experts.cpp
+void add_delta(Table& table);    // module_delta.cpp
+
+}  // namespace cairn::kernels::cuda
