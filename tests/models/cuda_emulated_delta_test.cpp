@@ -171,7 +171,9 @@ const char* kOutputs[] = {"out", "dq", "dk", "dv", "dg", "dbeta"};
 TEST(EmulatedDeltaRule, EqualsTheDefinitionForwardAndBackward) {
   for (const Case& c : kCases) {
     const Inputs in = inputs_of(c);
-    const Tensors exact = exact_of(in), got = in_both_orders([&] { return run(in); }, c.name());
+    const Tensors exact = exact_of(in);
+    // The larger ones once: they have no barrier that the others lack.
+    const Tensors got = c.length <= 140 ? in_both_orders([&] { return run(in); }, c.name()) : run(in);
     for (size_t i = 0; i < got.size(); ++i) {
       expect_close(got[i], exact[i], i == 0 ? 3e-6 : 1e-5, c.name() + " " + kOutputs[i]);
       // As a whole, since a gradient's greatest element may hide the others.
@@ -244,7 +246,7 @@ struct ConvCase {
 const std::vector<ConvCase> kConvCases = {
     {1, 1, 4, {{0, 0, 16}}, 16},
     {2, 3, 4, {{0, 0, 5}}, 5},
-    {2, 130, 4, {{64, 16, 48}, {0, 0, 16}, {130, 64, 270}}, 400, true},
+    {2, 70, 4, {{64, 16, 48}, {0, 0, 16}, {130, 64, 200}}, 330, true},
     {1, 70, 1, {{3, 0, 20}}, 30},
     {2, 50, 8, {{0, 0, 18}}, 18, true},
 };
