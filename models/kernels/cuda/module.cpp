@@ -204,6 +204,7 @@ Table make_table() {
               activation_backward, rope_,         adamw_on_current, squared_norm_pieces_to_host};
   add_experts(table);
   add_delta(table);
+  add_gates(table);
   table.gpu_name = gpu_name;
   return table;
 }
