@@ -3,9 +3,10 @@
 // model allows it says nothing.
 //
 // Blocks run one after another. The threads of a block are fibers: one runs until it waits for others (__syncthreads,
-// __syncwarp, shuffles, votes) or ends. `order()` says which of those that may run goes first, so a result that changes
-// with it has found a missing barrier. Dynamic shared memory is full of NaN when a block begins. Threads that wait for
-// one another forever, lanes outside their mask and launches that no GPU takes end in std::logic_error.
+// __syncwarp, shuffles, votes) or ends, and a warp goes on until a barrier holds all of it. `order()` says who goes
+// first, so a result that changes with it has found a missing barrier. Dynamic shared memory is full of NaN when a
+// block begins. Threads that wait for one another forever, lanes outside their mask and launches that no GPU takes end
+// in std::logic_error.
 //
 // NOTE: every .cu file belongs into one test file only (launchers are ordinary functions and would be there twice), and
 // two .cu files in one test file must not share names of their anonymous namespaces.
@@ -221,14 +222,23 @@ class Machine {
     }
     waiting_ = 0;
     int live = count;
+    const int warps = (count + 31) / 32;
     while (live > 0) {
       bool moved = false;
-      for (int k = 0; k < count; ++k) {
-        const int i = order() == Order::forward ? k : count - 1 - k;
-        if (!may_run(fibers_[i])) continue;
-        moved = true;
-        if (!resume(i)) give_up();
-        if (fibers_[i].state == State::done) --live;
+      for (int k = 0; k < warps; ++k) {
+        const int warp = order() == Order::forward ? k : warps - 1 - k, first = warp * 32;
+        const int lanes = std::min(32, count - first);
+        // A warp goes as far as it can: nothing but barriers holds it back for the others.
+        for (bool again = true; again;) {
+          again = false;
+          for (int n = 0; n < lanes; ++n) {
+            const int i = first + (order() == Order::forward ? n : lanes - 1 - n);
+            if (!may_run(fibers_[i])) continue;
+            moved = again = true;
+            if (!resume(i)) give_up();
+            if (fibers_[i].state == State::done) --live;
+          }
+        }
       }
       if (moved || live == 0) continue;
       if (waiting_ != live) {

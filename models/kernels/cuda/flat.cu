@@ -5,11 +5,11 @@
 namespace cairn::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kFlatThreads = 256;
 
 template <class P>
-__global__ void __launch_bounds__(kThreads) adamw_kernel(AdamwRun run, AdamwScalars s) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+__global__ void __launch_bounds__(kFlatThreads) adamw_kernel(AdamwRun run, AdamwScalars s) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kFlatThreads + threadIdx.x;
   if (i >= run.n) return;
   const float g = run.g[i] * s.grad_scale;
   float m = run.m[i], v = run.v[i];
@@ -26,10 +26,10 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(AdamwRun run, AdamwScal
 // Sixteen threads a piece, one a lane; the squares of float32 values are exact in double.
 constexpr int kLanes = 16;
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kFlatThreads)
     squared_norm_kernel(const float* x, int64_t n, int64_t piece, double* out, int64_t pieces) {
   const int lane = threadIdx.x % kLanes;
-  const int64_t k = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
+  const int64_t k = (static_cast<int64_t>(blockIdx.x) * kFlatThreads + threadIdx.x) / kLanes;
   const int64_t begin = k * piece, end = begin + piece < n ? begin + piece : n;
   double sum = 0;
 #pragma unroll 8
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads)
 void adamw(const AdamwRun& run, const AdamwScalars& scalars, Stream stream) {
   if (run.n == 0) return;
   by_type(run.type, [&](auto p) {
-    launch(adamw_kernel<decltype(p)>, blocks(run.n, kThreads), kThreads, 0, stream, run, scalars);
+    launch(adamw_kernel<decltype(p)>, blocks(run.n, kFlatThreads), kFlatThreads, 0, stream, run, scalars);
   });
   check_launch("adamw");
 }
@@ -54,7 +54,7 @@ void adamw(const AdamwRun& run, const AdamwScalars& scalars, Stream stream) {
 void squared_norm_pieces(const float* x, int64_t n, int64_t piece, double* out, Stream stream) {
   if (n == 0) return;
   const int64_t pieces = (n + piece - 1) / piece;
-  launch(squared_norm_kernel, blocks(pieces * kLanes, kThreads), kThreads, 0, stream, x, n, piece, out, pieces);
+  launch(squared_norm_kernel, blocks(pieces * kLanes, kFlatThreads), kFlatThreads, 0, stream, x, n, piece, out, pieces);
   check_launch("squared_norm_pieces");
 }
 

@@ -1,6 +1,5 @@
-// The table of the CUDA module, and its entries for norms, activations and flat memory: they check tensors, find the
-// stream and launch. Like the other module_*.cpp compiled into libcairn_cuda.so, not into the program. Never run on a
-// GPU so far.
+// The table of the CUDA module, and its entries for norms, activations, rope and flat memory: they check tensors, find
+// the stream and launch. Compiled into libcairn_cuda.so, not into the program. Never run on a GPU so far.
 #include <ATen/ATen.h>
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
