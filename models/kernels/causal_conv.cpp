@@ -1,6 +1,7 @@
 #include "models/kernels/causal_conv.h"
 
 #include "models/kernels/check.h"
+#include "models/kernels/cuda/table.h"
 
 namespace cairn::kernels {
 namespace {
@@ -59,6 +60,7 @@ Prepared prepare(const at::Tensor& x, const at::Tensor& weight, const ConvOption
 }  // namespace
 
 at::Tensor causal_conv_forward(const at::Tensor& x, const at::Tensor& weight, const ConvOptions& options) {
+  if (cuda::available(x)) return cuda::table()->causal_conv_forward(x, weight, options);
   const Prepared p = prepare(x, weight, options, "causal_conv_forward");
   const at::Tensor y = at::empty({p.call.rows, p.call.width}, x.options());
   simd_conv_forward(p.call, y.mutable_data_ptr<float>());
@@ -67,6 +69,7 @@ at::Tensor causal_conv_forward(const at::Tensor& x, const at::Tensor& weight, co
 
 void causal_conv_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight,
                           const ConvOptions& options, const at::Tensor& dx, const at::Tensor& dweight) {
+  if (cuda::available(x)) return cuda::table()->causal_conv_backward(dy, x, weight, options, dx, dweight);
   const char* op = "causal_conv_backward";
   const Prepared p = prepare(x, weight, options, op);
   check_floats(dy, {p.call.rows, p.call.width}, op, "dy");
@@ -84,6 +87,7 @@ void causal_conv_backward(const at::Tensor& dy, const at::Tensor& x, const at::T
 
 at::Tensor causal_conv_decode(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& history,
                               const ConvOptions& options) {
+  if (cuda::available(x)) return cuda::table()->causal_conv_decode(x, weight, history, options);
   const char* op = "causal_conv_decode";
   if (options.batch != 1 || options.segments.defined())
     throw std::invalid_argument(fmt::format("[{}] expected one sequence of one document", op));

@@ -2,6 +2,7 @@
 
 #include "models/kernels/check.h"
 #include "models/kernels/cpu/simd_gated_norm.h"
+#include "models/kernels/cuda/table.h"
 
 namespace cairn::kernels {
 namespace {
@@ -27,6 +28,7 @@ DeltaGates job_of(const at::Tensor& ba, const at::Tensor& A_log, const at::Tenso
 
 DeltaGatesOutput delta_gates_forward(const at::Tensor& ba, const at::Tensor& A_log, const at::Tensor& dt_bias,
                                      int64_t key_heads) {
+  if (cuda::available(ba)) return cuda::table()->delta_gates_forward(ba, A_log, dt_bias, key_heads);
   DeltaGates job = job_of(ba, A_log, dt_bias, key_heads, "delta_gates_forward");
   DeltaGatesOutput out{at::empty({job.rows, job.heads}, ba.options()), at::empty({job.rows, job.heads}, ba.options())};
   job.g = out.g.mutable_data_ptr<float>(), job.beta = out.beta.mutable_data_ptr<float>();
@@ -37,6 +39,9 @@ DeltaGatesOutput delta_gates_forward(const at::Tensor& ba, const at::Tensor& A_l
 void delta_gates_backward(const at::Tensor& dg, const at::Tensor& dbeta, const DeltaGatesOutput& forward,
                           const at::Tensor& ba, const at::Tensor& A_log, const at::Tensor& dt_bias, int64_t key_heads,
                           const at::Tensor& dba, const at::Tensor& dA_log, const at::Tensor& ddt_bias) {
+  if (cuda::available(ba))
+    return cuda::table()->delta_gates_backward(dg, dbeta, forward, ba, A_log, dt_bias, key_heads, dba, dA_log,
+                                               ddt_bias);
   const char* op = "delta_gates_backward";
   DeltaGates job = job_of(ba, A_log, dt_bias, key_heads, op);
   for (const auto& [x, name] : {std::pair{&dg, "dg"}, {&dbeta, "dbeta"}, {&forward.g, "g"}, {&forward.beta, "beta"}})

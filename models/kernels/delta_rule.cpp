@@ -4,6 +4,7 @@
 
 #include "models/kernels/check.h"
 #include "models/kernels/cpu/simd_delta_rule.h"
+#include "models/kernels/cuda/table.h"
 
 namespace cairn::kernels {
 namespace {
@@ -89,6 +90,7 @@ Chunks chunks_of(int64_t rows, const DeltaRuleOptions& options, const char* op) 
 
 DeltaRuleOutput delta_rule_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& g,
                                    const at::Tensor& beta, const DeltaRuleOptions& options, bool keep) {
+  if (cuda::available(q)) return cuda::table()->delta_rule_forward(q, k, v, g, beta, options, keep);
   const char* op = "delta_rule_forward";
   DeltaCall call = call_of(q, k, v, g, beta, options, op);
   const Chunks chunks = chunks_of(q.size(0), options, op);
@@ -114,6 +116,8 @@ void delta_rule_backward(const at::Tensor& dout, const at::Tensor& q, const at::
                          const at::Tensor& g, const at::Tensor& beta, const DeltaRuleOutput& forward,
                          const DeltaRuleOptions& options, const at::Tensor& dq, const at::Tensor& dk,
                          const at::Tensor& dv, const at::Tensor& dg, const at::Tensor& dbeta) {
+  if (cuda::available(q))
+    return cuda::table()->delta_rule_backward(dout, q, k, v, g, beta, forward, options, dq, dk, dv, dg, dbeta);
   const char* op = "delta_rule_backward";
   DeltaCall call = call_of(q, k, v, g, beta, options, op);
   const Chunks chunks = chunks_of(q.size(0), options, op);
@@ -149,6 +153,7 @@ void delta_rule_backward(const at::Tensor& dout, const at::Tensor& q, const at::
 
 at::Tensor delta_rule_decode(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& g,
                              const at::Tensor& beta, const at::Tensor& state, const DeltaRuleOptions& options) {
+  if (cuda::available(q)) return cuda::table()->delta_rule_decode(q, k, v, g, beta, state, options);
   const char* op = "delta_rule_decode";
   if (options.batch != 1 || options.segments.defined())
     throw std::invalid_argument(fmt::format("[{}] expected one sequence of one document", op));

@@ -2,6 +2,7 @@
 
 #include "models/kernels/check.h"
 #include "models/kernels/cpu/simd_gated_norm.h"
+#include "models/kernels/cuda/table.h"
 
 namespace cairn::kernels {
 namespace {
@@ -32,6 +33,7 @@ GatedNorm job_of(const at::Tensor& x, const at::Tensor& z, const at::Tensor& wei
 }  // namespace
 
 GatedNormOutput gated_norm_forward(const at::Tensor& x, const at::Tensor& z, const at::Tensor& weight, double eps) {
+  if (cuda::available(x)) return cuda::table()->gated_norm_forward(x, z, weight, eps);
   GatedNorm job = job_of(x, z, weight, "gated_norm_forward");
   GatedNormOutput out{at::empty(x.sizes(), x.options()), at::empty({job.tokens * job.heads}, x.options())};
   job.eps = static_cast<float>(eps);
@@ -43,6 +45,7 @@ GatedNormOutput gated_norm_forward(const at::Tensor& x, const at::Tensor& z, con
 
 at::Tensor gated_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& z, const at::Tensor& weight,
                                const at::Tensor& rstd, const at::Tensor& dz, const at::Tensor& dweight) {
+  if (cuda::available(x)) return cuda::table()->gated_norm_backward(dy, x, z, weight, rstd, dz, dweight);
   const char* op = "gated_norm_backward";
   GatedNorm job = job_of(x, z, weight, op);
   job.dz_rows = gate_rows(dz, x, op, "dz");
@@ -74,6 +77,7 @@ SigmoidGate gate_job(const at::Tensor& x, const at::Tensor& z, const char* op) {
 }  // namespace
 
 at::Tensor sigmoid_gate_forward(const at::Tensor& x, const at::Tensor& z) {
+  if (cuda::available(x)) return cuda::table()->sigmoid_gate_forward(x, z);
   SigmoidGate job = gate_job(x, z, "sigmoid_gate_forward");
   const at::Tensor y = at::empty(x.sizes(), x.options());
   job.y = y.mutable_data_ptr<float>();
@@ -82,6 +86,7 @@ at::Tensor sigmoid_gate_forward(const at::Tensor& x, const at::Tensor& z) {
 }
 
 at::Tensor sigmoid_gate_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& z, const at::Tensor& dz) {
+  if (cuda::available(x)) return cuda::table()->sigmoid_gate_backward(dy, x, z, dz);
   const char* op = "sigmoid_gate_backward";
   SigmoidGate job = gate_job(x, z, op);
   job.dz_rows = gate_rows(dz, x, op, "dz");

@@ -6,6 +6,7 @@
 #include "models/kernels/check.h"
 #include "models/kernels/cpu/simd_experts.h"
 #include "models/kernels/cpu/simd_linear.h"
+#include "models/kernels/cuda/table.h"
 
 // libtorch_cpu hands on its BLAS; inside a parallel region it runs on the calling thread alone.
 extern "C" void sgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k,
@@ -174,6 +175,8 @@ void check_grouped(const at::Tensor& x, const ExpertRows& rows, const char* op, 
 }  // namespace
 
 ExpertRows sort_by_expert(const at::Tensor& experts, int64_t num_experts, int64_t capacity, int64_t sequences) {
+  if (experts.is_cuda() && cuda::table() != nullptr)
+    return cuda::table()->sort_by_expert(experts, num_experts, capacity, sequences);
   const at::Tensor chosen = experts.contiguous();
   ExpertRows rows;
   rows.tokens = chosen.size(0), rows.slots = chosen.size(1), rows.experts = num_experts;
@@ -273,6 +276,7 @@ void grouped_linear_backward_weight_(const at::Tensor& dweight, const at::Tensor
 
 ExpertsOutput experts_forward(const at::Tensor& x, const at::Tensor& weights, const ExpertRows& rows,
                               const ExpertWeights& w, const ExpertGate& gate, bool keep) {
+  if (cuda::available(x)) return cuda::table()->experts_forward(x, weights, rows, w, gate, keep);
   const Shapes s = check_experts(x, weights, rows, w, "experts_forward");
   const int64_t C = s.C, F = s.F, N = s.N;
   const bool few = N <= kDecodeTokens;
@@ -321,6 +325,7 @@ ExpertsOutput experts_forward(const at::Tensor& x, const at::Tensor& weights, co
 ExpertsGradient experts_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weights,
                                  const ExpertRows& rows, const ExpertWeights& w, const ExpertGate& gate,
                                  const at::Tensor& gate_up, const ExpertWeights& gradients) {
+  if (cuda::available(x)) return cuda::table()->experts_backward(dy, x, weights, rows, w, gate, gate_up, gradients);
   const char* op = "experts_backward";
   const Shapes s = check_experts(x, weights, rows, w, op);
   const int64_t C = s.C, F = s.F, N = s.N;

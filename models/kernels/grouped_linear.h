@@ -20,6 +20,15 @@ struct ExpertRows {
   std::vector<int64_t> count;                  // [E] rows of a group that are not filling
   std::vector<int32_t> pair;                   // [P] token * k + slot; -1: filling
   std::vector<int32_t> place;                  // [N * k] row of a pair; -1: dropped
+
+  // On a GPU, instead of all after `experts`: int32 tensors there. Groups follow one another without filling, so there
+  // are at most N * k rows.
+  struct OnDevice {
+    at::Tensor expert;       // [N * k] of a pair
+    at::Tensor first;        // [E + 1]; the last: rows in all
+    at::Tensor pair, place;  // [N * k]; of `pair` the rows in use alone
+    at::Tensor tiles;        // [*, 3]: expert, first row, rows
+  } on_device;
 };
 
 // experts int32 [N, k] -> rows of each expert in order of token. capacity > 0: of each sequence of N / sequences tokens

@@ -2,16 +2,16 @@
 
 #include "models/kernels/check.h"
 #include "models/kernels/cpu/simd_router.h"
+#include "models/kernels/cuda/table.h"
 
 namespace cairn::kernels {
 namespace {
 
 constexpr int64_t kRows = 64;  // that a thread takes at once
 
-RouteJob job_of(const at::Tensor& logits, const RouterOptions& options, const char* op) {
+void check_options(const at::Tensor& logits, const RouterOptions& options, const char* op) {
   if (logits.dim() != 2)
     throw std::invalid_argument(fmt::format("[{}] logits: expected [N, E], got {}", op, describe(logits)));
-  check_floats(logits, logits.sizes(), op, "logits");
   const int64_t E = logits.size(1);
   if (options.topk < 1 || options.topk > E || options.groups < 1 || E % options.groups != 0 ||
       options.topk_groups < 1 || options.topk_groups > options.groups ||
@@ -21,6 +21,11 @@ RouteJob job_of(const at::Tensor& logits, const RouterOptions& options, const ch
                     "in groups of equal size of at least two",
                     op, options.topk, E, options.topk_groups, options.groups));
   }
+}
+
+RouteJob job_of(const at::Tensor& logits, const RouterOptions& options, const char* op) {
+  check_floats(logits, logits.sizes(), op, "logits");
+  const int64_t E = logits.size(1);
   RouteJob job;
   job.experts = E, job.topk = options.topk, job.groups = options.groups, job.topk_groups = options.topk_groups;
   job.scoring = static_cast<int>(options.scoring);
@@ -39,6 +44,8 @@ void for_rows(int64_t rows, int64_t columns, const Body& body) {
 }  // namespace
 
 Routing route(const at::Tensor& logits, const at::Tensor& bias, const RouterOptions& options) {
+  check_options(logits, options, "route");
+  if (cuda::available(logits)) return cuda::table()->route(logits, bias, options);
   RouteJob job = job_of(logits, options, "route");
   const int64_t N = logits.size(0), E = logits.size(1), k = options.topk;
   if (bias.defined()) check_floats(bias, {E}, "route", "bias");
@@ -57,6 +64,8 @@ Routing route(const at::Tensor& logits, const at::Tensor& bias, const RouterOpti
 at::Tensor route_backward(const at::Tensor& dweights, const at::Tensor& logits, const Routing& routing,
                           const RouterOptions& options, const RouterAux& aux) {
   const char* op = "route_backward";
+  check_options(logits, options, op);
+  if (cuda::available(logits)) return cuda::table()->route_backward(dweights, logits, routing, options, aux);
   RouteJob job = job_of(logits, options, op);
   const int64_t N = logits.size(0), E = logits.size(1);
   check_floats(dweights, {N, options.topk}, op, "dweights");

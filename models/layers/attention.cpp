@@ -341,8 +341,10 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
   }
   out = pass.seams->attention_output(out);
   if (core->gated) {
-    out = fast ? GateFunction::apply(out, qkv, core)
-               : kernels::ref::sigmoid_gate(core->by_head(out), core->gates(qkv)).reshape(out.sizes());
+    const bool kernel = fast || (way == kernels::Way::device && !pass.aten && kernels::cuda::available(qkv) &&
+                                 out.scalar_type() == qkv.scalar_type());
+    out = kernel ? GateFunction::apply(out.contiguous(), qkv, core)
+                 : kernels::ref::sigmoid_gate(core->by_head(out), core->gates(qkv)).reshape(out.sizes());
   }
   return o_proj_.forward(out, pass);
 }

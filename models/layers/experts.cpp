@@ -1,5 +1,6 @@
 #include "models/layers/experts.h"
 
+#include "models/kernels/cuda/table.h"
 #include "models/kernels/ref/grouped_linear.h"
 #include "models/kernels/ref/linear.h"
 #include "models/kernels/ref/router.h"
@@ -189,7 +190,9 @@ at::Tensor Experts::forward(const at::Tensor& x, const Pass& pass) const {
       plain ? gate_.forward(x, pass)
             : kernels::ref::linear(x.to(at::kFloat), gate_.weight.to(at::kFloat),
                                    gate_.bias.defined() ? gate_.bias.to(at::kFloat) : gate_.bias);  // [N, E]
-  const bool fast = plain && pass.way(x) == kernels::Way::cpu;
+  const kernels::Way way = pass.way(x);
+  const bool fast =
+      (plain && way == kernels::Way::cpu) || (way == kernels::Way::device && !pass.aten && kernels::cuda::available(x));
   const bool training = at::GradMode::is_enabled();
   int64_t capacity = 0;
   if (pass.experts.capacity_factor > 0) {
@@ -213,9 +216,10 @@ at::Tensor Experts::forward(const at::Tensor& x, const Pass& pass) const {
     pass.seams->expert_input(sent, experts, weights);
     rows->rows = kernels::sort_by_expert(experts, config_.num_experts, capacity, pass.batch);
     rows->gate = gate_kind_;
-    y = ExpertsFunction::apply(sent.contiguous(), weights.contiguous(), weights_.gate_up,
+    y = ExpertsFunction::apply(sent.to(pass.products).contiguous(), weights.contiguous(), weights_.gate_up,
                                optional(weights_.gate_up_bias), weights_.down, optional(weights_.down_bias), rows,
-                               training);
+                               training)
+            .to(x.scalar_type());
   } else {
     const kernels::Routing routing = kernels::ref::route(logits, correction_bias_, options_);
     const kernels::RouterAux aux = auxiliary(routing, pass);

@@ -2,6 +2,8 @@
 
 #include "models/kernels/aten/delta_rule.h"
 #include "models/kernels/causal_conv.h"
+#include "models/kernels/cuda/launchers_delta.h"
+#include "models/kernels/cuda/table.h"
 #include "models/kernels/delta_gates.h"
 #include "models/kernels/delta_rule.h"
 #include "models/kernels/gated_norm.h"
@@ -157,11 +159,15 @@ at::Tensor GatedDeltaNet::forward(const at::Tensor& x, const Pass& pass) const {
   core->keep = at::GradMode::is_enabled() && product.requires_grad();
 
   const kernels::Way way = pass.way(product);
+  const bool fast = way == kernels::Way::cpu ||
+                    (way == kernels::Way::device && !pass.aten && kernels::cuda::available(product) &&
+                     Dk <= kernels::cuda::kDeltaMaxKey && config_.conv_kernel <= kernels::cuda::kConvMaxTaps);
   at::Tensor out;  // [N, Hv Dv]
   if (pass.cache) {
-    out = decode(*core, product, conv_weight_, A_log_, dt_bias_, norm_weight_, pass.cache->layers.at(block_),
-                 way == kernels::Way::cpu);
-  } else if (way == kernels::Way::cpu) {
+    const LayerCache& cache = pass.cache->layers.at(block_);
+    out = decode(*core, product, conv_weight_, A_log_, dt_bias_, norm_weight_, cache,
+                 fast && cache.states.at(0).scalar_type() == product.scalar_type());
+  } else if (fast) {
     out = CoreFunction::apply(product, conv_weight_, A_log_, dt_bias_, norm_weight_, core);
   } else {
     const at::Tensor mixed = kernels::ref::causal_conv(product, conv_weight_.squeeze(1), core->conv);

@@ -40,10 +40,24 @@ TEST(CudaModule, LinksWithoutAGpu) {
   EXPECT_EQ(table->size, static_cast<int64_t>(sizeof(cuda::Table)));
   EXPECT_GE(table->cuda, 12000);
   EXPECT_NE(table->gpu_name, nullptr);  // the last: none is missing before it
+  // Entries of other files of the module.
+  for (const void* entry :
+       {reinterpret_cast<const void*>(table->route), reinterpret_cast<const void*>(table->experts_backward),
+        reinterpret_cast<const void*>(table->delta_rule_backward),
+        reinterpret_cast<const void*>(table->sigmoid_gate_backward)})
+    EXPECT_NE(entry, nullptr);
   // Checks come before anything touches a GPU.
   EXPECT_NE(testing::message_of([&] {
               table->gated_forward(at::ones({2, 4}), Activation::silu);
             }).find("[gated_forward] gate_up: expected float32 or bfloat16 on a GPU"),
+            std::string::npos);
+  EXPECT_NE(testing::message_of([&] {
+              table->sort_by_expert(at::ones({2, 4}, at::kInt), 2, 0, 1);
+            }).find("[sort_by_expert] experts: expected int32 [N, k] on a GPU"),
+            std::string::npos);
+  EXPECT_NE(testing::message_of([&] {
+              table->causal_conv_forward(at::ones({2, 4}), at::ones({4, 2}), {});
+            }).find("[causal_conv_forward] x: expected float32 or bfloat16 on a GPU"),
             std::string::npos);
 }
 

@@ -1,5 +1,6 @@
 // The table of the CUDA module, and its entries for norms, activations, rope and flat memory: they check tensors, find
-// the stream and launch. Compiled into libcairn_cuda.so, not into the program. Never run on a GPU so far.
+// the stream and launch. Like the other module_*.cpp compiled into libcairn_cuda.so, not into the program. Never run on
+// a GPU so far.
 #include <ATen/ATen.h>
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
@@ -202,6 +203,9 @@ Table make_table() {
               rms_norm_backward,   gated_forward, gated_backward,   activation_forward,
               activation_backward, rope_,         adamw_on_current, squared_norm_pieces_to_host};
   add_sparse(table);
+  add_experts(table);
+  add_delta(table);
+  add_gates(table);
   table.gpu_name = gpu_name;
   return table;
 }

@@ -10,10 +10,16 @@
 #include <string>
 
 #include "models/kernels/activation.h"
+#include "models/kernels/causal_conv.h"
 #include "models/kernels/cuda/launchers.h"
 #include "models/kernels/cuda/launchers_sparse.h"
+#include "models/kernels/delta_gates.h"
+#include "models/kernels/delta_rule.h"
+#include "models/kernels/gated_norm.h"
+#include "models/kernels/grouped_linear.h"
 #include "models/kernels/index_loss.h"
 #include "models/kernels/norm.h"
+#include "models/kernels/router.h"
 #include "models/kernels/sparse_attention.h"
 
 namespace cairn::kernels::cuda {
@@ -63,6 +69,50 @@ struct Table {
   // Of index_loss.h; waits for the GPU. Rows of at most kWidestRow features.
   IndexLoss (*index_loss)(const at::Tensor& q, const at::Tensor& k, const at::Tensor& w, const at::Tensor& selected,
                           const std::vector<MassSource>& sources, const IndexOptions& options, double coefficient);
+  // Routers and experts. The router is float32 and leaves the entropy undefined; its options are checked by the caller.
+  // Rows are sorted on the GPU, `ExpertRows::on_device` alone is filled and nobody waits; pairs with experts that do
+  // not exist are dropped. x, dy and gate_up [N k, 2F] have one type, weights and biases either; a weight that is wider
+  // than x is rounded to its type. Gradients of weights are float32.
+  Routing (*route)(const at::Tensor& logits, const at::Tensor& bias, const RouterOptions& options);
+  at::Tensor (*route_backward)(const at::Tensor& dweights, const at::Tensor& logits, const Routing& routing,
+                               const RouterOptions& options, const RouterAux& aux);
+  ExpertRows (*sort_by_expert)(const at::Tensor& experts, int64_t num_experts, int64_t capacity, int64_t sequences);
+  ExpertsOutput (*experts_forward)(const at::Tensor& x, const at::Tensor& weights, const ExpertRows& rows,
+                                   const ExpertWeights& w, const ExpertGate& gate, bool keep);
+  ExpertsGradient (*experts_backward)(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weights,
+                                      const ExpertRows& rows, const ExpertWeights& w, const ExpertGate& gate,
+                                      const at::Tensor& gate_up, const ExpertWeights& gradients);
+
+  // Gated DeltaNet. Activations have one type, small weights either, g, beta and gradients of weights are float32. Key
+  // heads have at most 256 columns. Segments are read back where they are not those of the call before: one wait for
+  // the GPU a micro-batch.
+  DeltaRuleOutput (*delta_rule_forward)(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                        const at::Tensor& g, const at::Tensor& beta, const DeltaRuleOptions& options,
+                                        bool keep);
+  void (*delta_rule_backward)(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                              const at::Tensor& g, const at::Tensor& beta, const DeltaRuleOutput& forward,
+                              const DeltaRuleOptions& options, const at::Tensor& dq, const at::Tensor& dk,
+                              const at::Tensor& dv, const at::Tensor& dg, const at::Tensor& dbeta);
+  at::Tensor (*delta_rule_decode)(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& g,
+                                  const at::Tensor& beta, const at::Tensor& state, const DeltaRuleOptions& options);
+  at::Tensor (*causal_conv_forward)(const at::Tensor& x, const at::Tensor& weight, const ConvOptions& options);
+  void (*causal_conv_backward)(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight,
+                               const ConvOptions& options, const at::Tensor& dx, const at::Tensor& dweight);
+  at::Tensor (*causal_conv_decode)(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& history,
+                                   const ConvOptions& options);
+  DeltaGatesOutput (*delta_gates_forward)(const at::Tensor& ba, const at::Tensor& A_log, const at::Tensor& dt_bias,
+                                          int64_t key_heads);
+  void (*delta_gates_backward)(const at::Tensor& dg, const at::Tensor& dbeta, const DeltaGatesOutput& forward,
+                               const at::Tensor& ba, const at::Tensor& A_log, const at::Tensor& dt_bias,
+                               int64_t key_heads, const at::Tensor& dba, const at::Tensor& dA_log,
+                               const at::Tensor& ddt_bias);
+  GatedNormOutput (*gated_norm_forward)(const at::Tensor& x, const at::Tensor& z, const at::Tensor& weight, double eps);
+  at::Tensor (*gated_norm_backward)(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& z,
+                                    const at::Tensor& weight, const at::Tensor& rstd, const at::Tensor& dz,
+                                    const at::Tensor& dweight);
+  at::Tensor (*sigmoid_gate_forward)(const at::Tensor& x, const at::Tensor& z);
+  at::Tensor (*sigmoid_gate_backward)(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& z,
+                                      const at::Tensor& dz);
 
   // "NVIDIA H200, sm 90": what of a GPU decides bits.
   std::string (*gpu_name)(int index);
