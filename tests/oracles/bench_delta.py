@@ -50,7 +50,7 @@ def main():
         y.backward(y.detach())
 
     def model_step():
-        model(input_ids=ids, labels=ids).loss.backward()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
 
     seen = {}
     for _ in range(options.rounds):
