@@ -10,22 +10,12 @@
 #include "models/kernels/ref/causal_conv.h"
 #include "models/kernels/ref/delta_rule.h"
 #include "models/kernels/ref/gated_norm.h"
-#include "tests/models/kernel_checks.h"
+#include "tests/models/emulated_checks.h"
 
 namespace cairn::kernels {
 namespace {
 
 using namespace testing;
-
-// `run` gives the same bits whichever thread goes first.
-Tensors in_both_orders(const std::function<Tensors()>& run, const std::string& name) {
-  emulator::order() = emulator::Order::backward;
-  const Tensors other = run();
-  emulator::order() = emulator::Order::forward;
-  const Tensors all = run();
-  for (size_t i = 0; i < all.size(); ++i) EXPECT_TRUE(same_bits(all[i], other[i])) << name << ", output " << i;
-  return all;
-}
 
 cuda::Type type_of(const at::Tensor& x) {
   return x.scalar_type() == at::kFloat ? cuda::Type::float32 : cuda::Type::bfloat16;
