@@ -41,7 +41,7 @@ void TrainLog::start(const std::filesystem::path& run, int ranks, bool resuming)
 void TrainLog::curves(const Json& line) {
   if (!board_) return;
   const int64_t step = line.at("step").get<int64_t>();
-  for (const char* key : {"loss", "grad_norm", "lr", "accuracy"}) {
+  for (const char* key : {"loss", "mtp_loss", "grad_norm", "lr", "accuracy"}) {
     if (line.contains(key) && line.at(key).is_number())
       board_->scalar(fmt::format("train/{}", key), line.at(key).get<double>(), step);
   }

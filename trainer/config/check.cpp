@@ -40,12 +40,15 @@ void check_objective(const RunConfig& config) {
 void check_model(const RunConfig& config) {
   const auto& model = config.model;
   if (model.from) {
-    // An indexer may be added to the weights: a model_type that has one, and its index_ settings.
+    // An indexer may be added to the weights: a model_type that has one, and its index_ settings; and modules that
+    // predict further tokens.
     for (const auto& [key, value] : model.config.items()) {
+      if (key == "num_nextn_predict_layers") continue;
       if (key == "model_type" || (key.starts_with("index_") && model.config.contains("model_type"))) continue;
       config.fail("model." + key,
                   "found a shape beside model.from, expected one or the other: the weights bring theirs; what may be "
-                  "added is an indexer, by a model_type that has one (llama_dsa, ...) and its index_ settings");
+                  "added is an indexer, by a model_type that has one (llama_dsa, ...) and its index_ settings, and modules "
+                  "that predict further tokens, by num_nextn_predict_layers");
     }
     return;
   }

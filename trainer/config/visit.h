@@ -159,6 +159,8 @@ void visit(V& v, TrainOptions& o) {
   v.key("kernels", o.kernels, one_of({"fast", "aten", "reference"}),
         "aten: LibTorch's operators instead of hand-written kernels; reference: the plain twins");
   v.key("activation_checkpointing", o.activation_checkpointing, any(), "recompute each block in the backward pass");
+  v.key("mtp_loss_scaling_factor", o.mtp_loss_scaling_factor, above(0),
+        "weight of the mean loss of the modules that predict further tokens (null: 0.1 where the model has some)");
   v.key("on_nonfinite", o.on_nonfinite, one_of({"stop", "skip"}),
         "loss or gradients not finite: stop, or skip the update");
   v.section("on_spike", o.on_spike, "loss spikes");
