@@ -16,6 +16,8 @@ using kernels::testing::expect_close;
 using kernels::testing::message_of;
 using kernels::testing::random_floats;
 
+at::Tensor bools(const std::vector<int64_t>& values) { return at::tensor(values).to(at::kBool); }
+
 // Completions of 7, 0, 3, 1, 5 and 7 tokens; the fourth is truncated, the last has tokens of a tool inside.
 PolicyBatch make_batch(bool by_token = false, bool rollout = false) {
   const int64_t B = 6, T = 7;
@@ -30,11 +32,14 @@ PolicyBatch make_batch(bool by_token = false, bool rollout = false) {
   for (int64_t b = 0; b < B; ++b) batch.mask[b].narrow(0, 0, lengths[b]).fill_(true);
   batch.mask[5].narrow(0, 2, 2).fill_(false);
   batch.advantages = by_token ? random_floats({B, T}, 6) : at::tensor({1.2f, -0.3f, -0.8f, 0.5f, -1.1f, 0.7f});
-  batch.truncated = at::tensor({false, false, false, true, false, false}, at::kBool);
+  batch.truncated = bools({0, 0, 0, 1, 0, 0});
   return batch;
 }
 
 at::Tensor wide(const at::Tensor& x) { return x.to(at::kDouble); }
+at::Tensor choose(const at::Tensor& condition, double yes, double no) {  // at::where of two numbers is float32
+  return at::where(condition, at::full({}, yes, at::kDouble), at::full({}, no, at::kDouble));
+}
 
 // The plain formulas, written with operators that autograd knows. logp, entropies: float64, differentiated.
 at::Tensor plain(const at::Tensor& logp, const at::Tensor& entropies, const PolicyBatch& batch,
@@ -66,14 +71,14 @@ at::Tensor plain(const at::Tensor& logp, const at::Tensor& entropies, const Poli
   if (o.loss_type == "cispo") {
     loss = -w.clamp_max(high).detach() * A * logp;
   } else if (o.loss_type == "sapo") {
-    const at::Tensor tau = at::where(A > 0, o.sapo_temperature_pos, o.sapo_temperature_neg);
+    const at::Tensor tau = choose(A > 0, o.sapo_temperature_pos, o.sapo_temperature_neg);
     loss = -at::sigmoid(tau * (w - 1)) * 4 / tau * A;
   } else if (o.loss_type == "vespo") {
     at::Tensor log_phi = (d.detach() * m).sum(1, true);
     if (corrects) log_phi = log_phi + (weights.log().clamp_min(std::log(1e-8)) * m).sum(1, true);
     log_phi = log_phi.clamp(std::log(1e-8), 20);
-    const at::Tensor k = at::where(A >= 0, o.vespo_k_pos, o.vespo_k_neg);
-    const at::Tensor lambda = at::where(A >= 0, o.vespo_lambda_pos, o.vespo_lambda_neg);
+    const at::Tensor k = choose(A >= 0, o.vespo_k_pos, o.vespo_k_neg);
+    const at::Tensor lambda = choose(A >= 0, o.vespo_lambda_pos, o.vespo_lambda_neg);
     loss = -(lambda + k * log_phi - lambda * log_phi.exp()).exp() * A * logp;
   } else {
     const at::Tensor free = o.delta ? w.clamp_max(*o.delta) : w;
@@ -86,7 +91,7 @@ at::Tensor plain(const at::Tensor& logp, const at::Tensor& entropies, const Poli
   }
   at::Tensor learnt = m;
   if (o.top_entropy_quantile < 1) learnt = m * wide(batch.entropies >= step.entropy_threshold);
-  loss = loss * at::where(learnt > 0, 1.0, 0.0);
+  loss = loss * choose(learnt > 0, 1, 0);
   if (o.loss_type != "vespo") loss = loss * weights;
   if (o.beta != 0 && !o.kl_in_reward) {
     const at::Tensor x = wide(batch.ref_logprobs) - logp;
@@ -501,7 +506,7 @@ TEST(PolicyOptions, CombinationsThatAreRefused) {
       {"num_generations: 1", [](auto&, auto& a) { a.num_generations = 1, a.advantage_estimator = "rloo"; }},
       {"vllm_importance_sampling_mode: sequence_mask", [](auto& p, auto&) { p.loss_type = "vespo"; }},
       {"vllm_importance_sampling_clip_min: 4", [](auto& p, auto&) { p.vllm_importance_sampling_clip_min = 4; }},
-      {"needs vllm_importance_sampling_clip_min",
+      {"vllm_importance_sampling_mode: token_truncate needs",
        [](auto& p, auto&) {
          p.vllm_importance_sampling_mode = "token_truncate", p.vllm_importance_sampling_clip_max = std::nullopt;
        }},
