@@ -99,7 +99,9 @@ TEST(Distill, TheFewTokensOfATeachersFile) {
         if (K == 11) {  // all tokens named: the divergence of the whole distributions
           EXPECT_NEAR(out.loss, distill_loss(p.student, p.teacher, p.mask, 0.5, {.beta = beta}, {}).loss, 1e-6) << what;
         }
-        if (K == 1 && !tail) EXPECT_NEAR(out.loss, 0, 1e-12) << "one token alone says nothing";
+        if (K == 1 && !tail) {
+          EXPECT_NEAR(out.loss, 0, 1e-12) << "one token alone says nothing";
+        }
       }
     }
   }
@@ -142,7 +144,9 @@ TEST(Distill, ExtremeLogits) {
     EXPECT_TRUE(std::isfinite(loss)) << beta;
     EXPECT_TRUE(at::isfinite(d).all().item<bool>()) << beta;
     EXPECT_NEAR(d.sum().item<double>(), 0, 1e-4) << beta;
-    if (beta > 0 && beta < 1) EXPECT_NEAR(loss, -(beta * std::log(beta) + (1 - beta) * std::log(1 - beta)), 1e-9);
+    if (beta > 0 && beta < 1) {
+      EXPECT_NEAR(loss, -(beta * std::log(beta) + (1 - beta) * std::log(1 - beta)), 1e-9);
+    }
   }
 }
 

@@ -18,8 +18,6 @@ using kernels::testing::message_of;
 using kernels::testing::random_floats;
 
 at::Tensor wide(const at::Tensor& x) { return x.to(at::kDouble); }
-at::Tensor softplus(const at::Tensor& x) { return x.clamp_min(0) + (-x.abs()).exp().log1p(); }
-at::Tensor log_sigmoid(const at::Tensor& x) { return -softplus(-x); }
 
 PairBatch make_batch() {
   PairBatch batch;

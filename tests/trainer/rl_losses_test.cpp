@@ -121,9 +121,8 @@ at::Tensor plain(const at::Tensor& logp, const at::Tensor& entropies, const Poli
 PolicyCounts counts_of(const PolicyBatch& batch, const PolicyOptions& o) {
   double threshold = 0;
   if (o.top_entropy_quantile < 1) {
-    const at::Tensor known = batch.entropies.masked_select(batch.mask);
-    threshold = entropy_threshold({known.const_data_ptr<float>(), known.const_data_ptr<float>() + known.numel()},
-                                  o.top_entropy_quantile);
+    threshold =
+        entropy_threshold(counted_entropies(batch.mask, batch.truncated, o, batch.entropies), o.top_entropy_quantile);
   }
   return count(batch.mask, batch.truncated, o, batch.entropies, threshold);
 }

@@ -250,6 +250,13 @@ bool needs_entropies(const PolicyOptions& options) {
   return options.top_entropy_quantile < 1 || options.entropy_coef != 0 || options.use_adaptive_entropy;
 }
 
+std::vector<float> counted_entropies(const at::Tensor& mask, const at::Tensor& truncated, const PolicyOptions& options,
+                                     const at::Tensor& entropies) {
+  kernels::check_tensor(mask, at::kBool, entropies.sizes(), kPlace, "mask");
+  const at::Tensor known = entropies.masked_select(tokens_of(mask, truncated, options));
+  return {known.const_data_ptr<float>(), known.const_data_ptr<float>() + known.numel()};
+}
+
 double entropy_threshold(std::vector<float> entropies, double top_entropy_quantile) {
   if (entropies.empty()) return HUGE_VAL;
   std::sort(entropies.begin(), entropies.end());

@@ -44,6 +44,11 @@ PolicyCounts count(const at::Tensor& mask, const at::Tensor& truncated, const Po
 
 bool needs_entropies(const PolicyOptions& options);
 
+// The entropies [B, T] of the tokens that count, those of masked-out completions not among them: pieces of the step's
+// list for entropy_threshold().
+std::vector<float> counted_entropies(const at::Tensor& mask, const at::Tensor& truncated, const PolicyOptions& options,
+                                     const at::Tensor& entropies);
+
 // The least entropy that is learnt from: the (1 - top_entropy_quantile) quantile of the entropies of all tokens of the
 // step, between two of them linearly, in float32 as torch.quantile. Infinite where there is no token.
 double entropy_threshold(std::vector<float> entropies, double top_entropy_quantile);
