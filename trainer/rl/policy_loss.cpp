@@ -116,6 +116,9 @@ class Loss {
     const double log_weight = loss_.log_weight ? loss_.log_weight(log_ratios, weights) : 0;
     const double off_policy = options_.off_policy_mask_threshold ? drift(b, at) : 0;
 
+    // One weight a completion, also of one without tokens.
+    if (batch_.advantages.dim() == 1)
+      phi_.add(loss_.term({.advantage = advantage(b, 0), .log_weight = log_weight}, options_).weight);
     Share low, high;
     double dlog_ratio = 0, sum = 0;  // by the completion's log-ratio; of the terms
     for (size_t i = 0; i < at.size(); ++i) {
@@ -140,7 +143,7 @@ class Loss {
       gradient[t] = static_cast<float>((by_completion_ ? dlogp : dlogp + dratio) / divisor);
       dlog_ratio += dratio;
       low.add(term.low), high.add(term.high);
-      if (batch_.advantages.dim() == 2 || i == 0) phi_.add(term.weight);
+      if (batch_.advantages.dim() == 2) phi_.add(term.weight);
     }
     if (by_completion_) {
       for (const int64_t t : at) gradient[t] += static_cast<float>(dlog_ratio * share / divisor);

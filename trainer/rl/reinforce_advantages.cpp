@@ -29,7 +29,7 @@ Estimate reinforce_plus_plus_baseline(const EstimatorInput& input) {
   return out;
 }
 
-// ReMax (Li 2023, eq. 4): the sum from a token on minus the reward of the greedy completion of the same prompt.
+// ReMax (Li 2023): the sum from a token on minus the reward of the greedy completion of the same prompt.
 Estimate remax_advantages(const EstimatorInput& input) {
   if (!input.batch.greedy_rewards.defined() || input.batch.greedy_rewards.numel() != input.B ||
       input.batch.greedy_rewards.scalar_type() != at::kFloat)

@@ -21,7 +21,7 @@ PairTerm ipo(const Pair& pair, const Options& options) {
   return of_difference(error * error, 2 * error);
 }
 
-// Robust DPO (Chowdhury 2024, eq. 8): unbiased where a share label_smoothing of the labels is flipped.
+// Robust DPO (Chowdhury 2024): unbiased where a share label_smoothing of the labels is flipped.
 PairTerm robust(const Pair& pair, const Options& options) {
   const double e = options.label_smoothing, z = options.beta * (pair.chosen - pair.rejected);
   const double loss = -(1 - e) * log_sigmoid(z) + e * log_sigmoid(-z);

@@ -3,7 +3,7 @@
 
 namespace cairn::preference {
 
-// -log sigmoid(c) - (log sigmoid(-c) + log sigmoid(-r)) / 2: NCA (Chen 2024, eq. 11).
+// -log sigmoid(c) - (log sigmoid(-c) + log sigmoid(-r)) / 2: NCA (Chen 2024).
 PairTerm nca_pair(const Pair& pair, const Options& options) {
   const double b = options.beta, c = b * pair.chosen, r = b * pair.rejected;
   return {-log_sigmoid(c) - 0.5 * log_sigmoid(-c) - 0.5 * log_sigmoid(-r), b * (-sigmoid(-c) + 0.5 * sigmoid(c)),

@@ -1,4 +1,4 @@
-// CISPO (MiniMax-M1 2025, eq. 4 and 5): -sg(min(r, epsilon_high)) A log pi. The weight is capped and held constant, so
+// CISPO (MiniMax-M1 2025): -sg(min(r, epsilon_high)) A log pi. The weight is capped and held constant, so
 // no token loses its gradient. The cap is epsilon_high itself, not 1 + epsilon (Khatri 2025, ScaleRL: 5). Divides by:
 // completion tokens of the step, over all ranks.
 #include "trainer/rl/losses/loss.h"

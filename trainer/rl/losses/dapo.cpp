@@ -1,4 +1,4 @@
-// DAPO (Yu 2025, eq. 8 and 12): the clipped term, with epsilon_high above epsilon ("clip higher"), averaged over all
+// DAPO (Yu 2025, eq. 8): the clipped term, with epsilon_high above epsilon ("clip higher"), averaged over all
 // tokens. Divides by: completion tokens of the step, over all ranks. With advantages [B, T] this is PPO's policy loss.
 #include "trainer/rl/losses/loss.h"
 

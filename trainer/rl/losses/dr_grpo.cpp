@@ -1,4 +1,4 @@
-// Dr. GRPO (Liu 2025, "Understanding R1-Zero-like training", eq. 3): the clipped term summed over the tokens. Divides
+// Dr. GRPO (Liu 2025, "Understanding R1-Zero-like training"): the clipped term summed over the tokens. Divides
 // by: completions of the step x max_completion_length, which is a constant: with GRPO's length in its place a right
 // answer is pushed the more the shorter it is, a wrong one pushed away the less the longer it is.
 #include "trainer/rl/losses/loss.h"

@@ -49,7 +49,7 @@ const PolicyLoss& find_policy_loss(const std::string& loss_type);
 PolicyLoss grpo(), bnpo(), dr_grpo(), dapo(), cispo(), sapo(), luspo(), vespo(), rloo();
 
 // -min(min(r, delta) A, clip(r, 1 - epsilon, 1 + epsilon_high) A): Schulman 2017 (PPO), eq. 7, with the two epsilons of
-// DAPO and the cap of INTELLECT-2 (2025), eq. 2. Where both sides are equal each gives half of the derivative.
+// DAPO and the cap of INTELLECT-2 (2025). Where both sides are equal each gives half of the derivative.
 Term clipped(const Token& token, const PolicyOptions& options);
 
 }  // namespace cairn::rl

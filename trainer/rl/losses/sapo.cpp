@@ -1,4 +1,4 @@
-// SAPO (Gao 2025, "Soft adaptive policy optimization", eq. 5 and 6): -4/tau sigmoid(tau (r - 1)) A, a smooth gate in
+// SAPO (Gao 2025, "Soft adaptive policy optimization"): -4/tau sigmoid(tau (r - 1)) A, a smooth gate in
 // place of the clip, whose slope at r = 1 is 1; tau is sapo_temperature_pos for A > 0, sapo_temperature_neg else.
 // Divides by: tokens of the completion x completions of the step, as grpo.
 #include <cmath>
