@@ -69,7 +69,7 @@ void Stepper::initialise() {
     const std::string type = read_model_config(folder.string()).value("model_type", "");
     const bool adds_indexer = type != decoder_config_.model_type;
     if (adds_indexer) state_->model().parameters().initialise(config_.seed.init);
-    load_weights(state_->model(), checkpoints::ModelWeights::open(folder), folder.string(), adds_indexer);
+    load_weights(state_->model(), open_weights(folder), folder.string(), adds_indexer);
   } else {
     state_->model().parameters().initialise(config_.seed.init);
   }
