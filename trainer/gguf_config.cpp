@@ -313,6 +313,8 @@ void special_ids(const Gguf& file, Json& config) {
     const GgufValue* value = file.find(fmt::format("tokenizer.ggml.{}_token_id", name));
     return value ? std::optional(value->integer()) : std::nullopt;
   };
+  // null where the file names none: transformers' defaults are ids of published vocabularies.
+  for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) config[key] = nullptr;
   if (const auto bos = id("bos")) config["bos_token_id"] = *bos;
   const auto eos = id("eos");
   std::vector<int64_t> ends;

@@ -242,7 +242,7 @@ std::vector<std::pair<std::string, std::string>> gguf_folder_files(const std::fi
   config["dtype"] = "float32";
   nlohmann::ordered_json generation{{"_from_model_config", true}};
   for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"})
-    if (config.contains(key)) generation[key] = config.at(key);
+    if (!config.at(key).is_null()) generation[key] = config.at(key);
   std::vector<std::pair<std::string, std::string>> files = {{"config.json", config.dump(2) + "\n"},
                                                             {"generation_config.json", generation.dump(2) + "\n"}};
   if (!data::has_gguf_tokenizer(file)) return files;

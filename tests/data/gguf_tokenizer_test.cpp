@@ -52,8 +52,9 @@ TEST(GgufTokenizer, CasesOfLlamaCpp) {
       EXPECT_EQ(tokenizer->encode(c.text), c.ids) << name << ": '" << c.text << "'";
       EXPECT_EQ(again->encode(c.text), c.ids) << name << ": '" << c.text << "'";
       // DeepSeek's has ü as an added token, which the official ByteLevel decoder takes for the stand-in of a byte.
-      if (c.text.find("ü") == std::string::npos || std::string(name) != "deepseek-llm")
+      if (c.text.find("ü") == std::string::npos || std::string(name) != "deepseek-llm") {
         EXPECT_EQ(tokenizer->decode(c.ids), c.text) << name;
+      }
     }
   }
 }
@@ -174,6 +175,16 @@ TEST_F(SmallFile, AsksForBeginningAndEnd) {
   EXPECT_EQ(load()->encode("ab", true), (Ids{1, 2}));
   strings_["tokenizer.ggml.pre"] = "qwen2";
   EXPECT_EQ(load()->encode("ab", true), (Ids{0, 1}));
+}
+
+TEST_F(SmallFile, HoldsAWholeTokenizerJson) {
+  const auto plain = load();
+  strings_["tokenizer.huggingface.json"] = plain->to_json();
+  lists_["tokenizer.ggml.merges"] = {};  // no longer asked
+  const auto whole = load();
+  EXPECT_EQ(whole->to_json(), plain->to_json());
+  EXPECT_EQ(whole->encode("ab"), (Ids{2}));
+  EXPECT_EQ(whole->eos_id(), 3);
 }
 
 TEST_F(SmallFile, SentencePiece) {
