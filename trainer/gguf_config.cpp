@@ -109,7 +109,7 @@ std::optional<Llama3> llama3_of(const std::vector<float>& divisors, double theta
   };
   const auto fits = [&](const Llama3& c) {
     for (int64_t i = 0; i < half; ++i)
-      if (std::abs(c.divisor(wavelength(i)) - divisors[i]) > 1e-4 * divisors[i]) return false;
+      if (!(std::abs(c.divisor(wavelength(i)) - divisors[i]) <= 1e-4 * divisors[i])) return false;
     return true;
   };
   const double factor = shortest(*std::max_element(divisors.begin(), divisors.end()));

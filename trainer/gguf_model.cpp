@@ -160,7 +160,9 @@ void rearrange(Layout layout, const std::vector<int64_t>& shape, const Heads& he
 
 int64_t whole(const Gguf& file, const std::string& key, int64_t otherwise) {
   const auto* value = file.find(key);
-  return value ? value->integers().at(0) : otherwise;
+  if (!value) return otherwise;
+  const auto all = value->integers();
+  return all.empty() ? 0 : all[0];
 }
 
 }  // namespace
@@ -192,9 +194,10 @@ checkpoints::ModelWeights gguf_weights(const Gguf& file) {
   const std::string heads_key = fmt::format("{}.attention.head_count", architecture.name);
   Heads heads{whole(file, heads_key, 1), 1};
   heads.key = whole(file, heads_key + "_kv", heads.query);
-  if (heads.query < 1 || heads.key < 1)
-    throw std::runtime_error(fmt::format("{}: {}: found {} and {}_kv {}, expected positive numbers",
-                                         file.path().string(), heads_key, heads.query, heads_key, heads.key));
+  constexpr int64_t kMost = 1 << 20;
+  if (heads.query < 1 || heads.key < 1 || heads.query > kMost || heads.key > kMost)
+    throw std::runtime_error(fmt::format("{}: {}: found {} and {}_kv {}, expected positive numbers up to {}",
+                                         file.path().string(), heads_key, heads.query, heads_key, heads.key, kMost));
   const auto shared = std::make_shared<const Gguf>(file);  // keeps the mapping
   std::vector<checkpoints::MadeTensor> made;
   for (const GgufTensor& tensor : shared->tensors()) {

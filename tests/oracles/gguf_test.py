@@ -376,6 +376,15 @@ def refusals():
                       more=lambda w: w.add_tensor("blk.0.attn_sinks.weight", np.ones(4, np.float32)))
         with_metadata("rope_freqs.weight", "llama3", more=lambda w: w.add_tensor("rope_freqs.weight", np.linspace(1, 3, 8, dtype=np.float32)))
         with_metadata("rope_freqs.weight", "has 5 elements", more=lambda w: w.add_tensor("rope_freqs.weight", np.ones(5, np.float32)))
+        with_metadata("rope_freqs.weight", "llama3", more=lambda w: w.add_tensor("rope_freqs.weight", np.full(8, np.nan, np.float32)))
+        for name, wrong in (("attention.head_count", 0), ("attention.head_count", 1 << 31), ("attention.head_count", 7), ("block_count", 4),
+                            ("embedding_length", 32), ("attention.layer_norm_rms_epsilon", "small")):
+            def spoil(writer):
+                writer.kv_data[0].pop(f"llama.{name}")
+                key(f"llama.{name}", wrong)(writer)
+
+            with_metadata(*(["embed_tokens"] if name == "embedding_length" else ["model.layers.3"] if name == "block_count" else [name]
+                            if wrong != 7 else ["heads"]), more=spoil)
         # A tensor of a type that is known by name alone.
         with_metadata("tensor 'blk.9.ffn_up.weight'", "Q4_K", "Q8_0",
                       more=lambda w: w.add_tensor("blk.9.ffn_up.weight", np.zeros((2, 144), np.uint8), raw_dtype=Q.Q4_K))
