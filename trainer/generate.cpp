@@ -9,8 +9,10 @@
 #include <numeric>
 
 #include "checkpoints/file.h"
+#include "checkpoints/gguf.h"
 #include "models/random.h"
 #include "trainer/draft.h"
+#include "trainer/model_io.h"
 #include "trainer/text_stream.h"
 
 namespace cairn {
@@ -68,9 +70,11 @@ CAIRN_VECTORS double masses(const float* x, int64_t n, float largest, double sca
 
 std::vector<int32_t> end_ids(const std::string& folder) {
   for (const char* name : {"generation_config.json", "config.json"}) {
-    const std::filesystem::path path = std::filesystem::path(folder) / name;
+    const bool gguf = checkpoints::is_gguf(folder);
+    const std::filesystem::path path = gguf ? std::filesystem::path(folder) : std::filesystem::path(folder) / name;
     if (!std::filesystem::exists(path)) continue;
-    const auto json = nlohmann::json::parse(checkpoints::read_file(path), nullptr, false);
+    const nlohmann::json json = gguf ? nlohmann::json(read_model_config(folder))
+                                     : nlohmann::json::parse(checkpoints::read_file(path), nullptr, false);
     if (!json.is_object() || !json.contains("eos_token_id") || json.at("eos_token_id").is_null()) continue;
     const auto& found = json.at("eos_token_id");
     const auto is_id = [](const nlohmann::json& id) {

@@ -34,7 +34,8 @@ struct Generation {
   int64_t drafted = 0, accepted = 0;  // tokens that were drafted, and those of them that stood
 };
 
-// eos_token_id, a number or several, of a model folder's generation_config.json, else of its config.json.
+// eos_token_id, a number or several, of a model folder's generation_config.json, else of its config.json, or of a GGUF
+// file.
 std::vector<int32_t> end_ids(const std::string& folder);
 
 // Throws std::invalid_argument for options out of range and for a prompt that leaves no room in the model's context.

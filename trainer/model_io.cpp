@@ -3,7 +3,9 @@
 #include <filesystem>
 
 #include "checkpoints/file.h"
+#include "checkpoints/gguf.h"
 #include "trainer/dequantize.h"
+#include "trainer/gguf_model.h"
 
 namespace cairn {
 namespace {
@@ -112,7 +114,31 @@ at::ScalarType torch_dtype(DType type) {
   throw std::invalid_argument(fmt::format("tensors of type {} are not supported", checkpoints::dtype_name(type)));
 }
 
+bool is_model(const fs::path& path) { return fs::exists(path / "config.json") || checkpoints::is_gguf(path); }
+
+checkpoints::ModelWeights open_weights(const fs::path& path) {
+  return checkpoints::is_gguf(path) ? gguf_weights(checkpoints::Gguf::open(path))
+                                    : checkpoints::ModelWeights::open(path);
+}
+
+void write_companions(const fs::path& model, checkpoints::FolderCommit& target, bool with_config) {
+  if (checkpoints::is_gguf(model)) {
+    for (const auto& [name, bytes] : gguf_folder_files(model))
+      if (with_config || name != "config.json") target.write(name, bytes);
+    return;
+  }
+  constexpr const char* kExtensions[] = {".json", ".txt", ".jinja", ".model"};
+  for (const auto& entry : fs::directory_iterator(model)) {
+    const std::string name = entry.path().filename().string(), extension = entry.path().extension().string();
+    const bool small = std::find(std::begin(kExtensions), std::end(kExtensions), extension) != std::end(kExtensions);
+    if (!entry.is_regular_file() || !small || name == checkpoints::kManifestName || name.ends_with(".index.json"))
+      continue;
+    if (with_config || name != "config.json") target.copy(name, entry.path());
+  }
+}
+
 nlohmann::ordered_json read_model_config(const std::string& folder) {
+  if (checkpoints::is_gguf(folder)) return gguf_config(checkpoints::Gguf::open(folder));
   const fs::path path = fs::path(folder) / "config.json";
   if (!fs::exists(path)) {
     throw std::runtime_error(
@@ -175,6 +201,7 @@ void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& wei
       at::Tensor value = tensor_of(view);
       if (tiled) used.insert(factors), value = from_fp8(value, tensor_of(weights.get(factors)));
       models::from_disk(tensor, value, config, decoder.parameters());
+      weights.release(*name);
     } catch (const std::runtime_error& error) {
       throw std::runtime_error(fmt::format("{}: {}; does config.json belong to these weights?", where, error.what()));
     }
@@ -225,11 +252,13 @@ std::unique_ptr<models::Decoder> load_model(const std::string& folder, at::Scala
     try {
       config = models::decoder_config(json, false);
     } catch (const models::ConfigError& error) {
-      throw models::ConfigError(error.key, fmt::format("{}/config.json: {}: {}", folder, error.key, error.what()));
+      throw models::ConfigError(
+          error.key, fmt::format("{}{}: {}: {}", folder, checkpoints::is_gguf(folder) ? "" : "/config.json", error.key,
+                                 error.what()));
     }
   };
   configure();
-  const auto weights = checkpoints::ModelWeights::open(folder);
+  const auto weights = open_weights(folder);
   if (!config.mtp.empty() && modules_in(json, weights) == 0) {
     json["num_nextn_predict_layers"] = 0;
     configure();

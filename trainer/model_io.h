@@ -1,11 +1,13 @@
 // Models in the Hugging Face layout: a folder with config.json and model.safetensors (or shards and their index) <-> a
-// Decoder.
+// Decoder. Where a folder is read, a GGUF file may stand in its place.
 #pragma once
 
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "checkpoints/manifest.h"
 #include "checkpoints/safetensors.h"
 #include "models/families/family.h"
 
@@ -15,6 +17,17 @@ namespace cairn {
 // has no counterpart.
 checkpoints::DType disk_dtype(at::ScalarType type);
 at::ScalarType torch_dtype(checkpoints::DType type);
+
+// A model folder (it has a config.json) or a GGUF file.
+bool is_model(const std::filesystem::path& path);
+
+// Its weights: of a folder, a .safetensors file or an index as ModelWeights::open reads them, of a GGUF file by their
+// Hugging Face names.
+checkpoints::ModelWeights open_weights(const std::filesystem::path& path);
+
+// What stands beside the weights goes into `target` under its name: config.json where `with_config`, tokenizer,
+// templates, whatever else is small and no weight.
+void write_companions(const std::filesystem::path& model, checkpoints::FolderCommit& target, bool with_config);
 
 // config.json of a model folder. Throws std::runtime_error naming the file where it is missing or malformed.
 nlohmann::ordered_json read_model_config(const std::string& folder);

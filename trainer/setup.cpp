@@ -62,13 +62,15 @@ fs::path origin_folder(const config::RunConfig& config, const fs::path& run) {
     if (newest != stored.rend()) return newest->path;
   }
   const std::string& from = *config.model.from;
-  if (!fs::exists(fs::path(from) / "config.json")) {
+  if (!is_model(from)) {
     // RUN@STEP of a step that is not stored: rebuilt where the cache has it no more.
     if (from.find('@') != std::string::npos && !fs::exists(from)) return locate(from).folder;
-    config.fail("model.from",
-                fmt::format("found '{}', where no model is (no config.json), expected the weights that the run starts "
-                            "from{}",
-                            from, run.empty() ? "" : ": no checkpoint of it is stored, so it begins again"));
+    config.fail(
+        "model.from",
+        fmt::format(
+            "found '{}', where no model is (no config.json, no GGUF file), expected the weights that the run starts "
+            "from{}",
+            from, run.empty() ? "" : ": no checkpoint of it is stored, so it begins again"));
   }
   return from;
 }
@@ -185,7 +187,10 @@ models::DecoderConfig make_decoder_config(const config::RunConfig& config, const
     return decoder;
   } catch (const models::ConfigError& error) {
     if (config.model.config.contains(error.key)) config.fail("model." + error.key, error.what());
-    if (from) config.fail("model.from", fmt::format("{}/config.json: {}: {}", origin, error.key, error.what()));
+    if (from) {
+      config.fail("model.from", fmt::format("{}{}: {}: {}", origin, fs::is_directory(origin) ? "/config.json" : "",
+                                            error.key, error.what()));
+    }
     config.fail("model." + error.key, error.what());
   }
 }

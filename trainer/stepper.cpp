@@ -71,7 +71,7 @@ void Stepper::initialise() {
     const bool adds_indexer = type != decoder_config_.model_type;
     const bool adds_modules = config_.model.config.contains("num_nextn_predict_layers");
     if (adds_indexer || adds_modules) state_->model().parameters().initialise(config_.seed.init);
-    load_weights(state_->model(), checkpoints::ModelWeights::open(folder), folder.string(), adds_indexer, adds_modules);
+    load_weights(state_->model(), open_weights(folder), folder.string(), adds_indexer, adds_modules);
   } else {
     state_->model().parameters().initialise(config_.seed.init);
   }

@@ -19,7 +19,7 @@ struct Options {
 };
 
 void add_options(CLI::App& command, Options& o) {
-  command.add_option("model", o.model, "a Hugging Face folder, RUN, or RUN@STEP")->required();
+  command.add_option("model", o.model, "a Hugging Face folder, a GGUF file, RUN, or RUN@STEP")->required();
   command.add_option("--max-tokens", o.sampling.max_tokens, "default 128");
   command.add_option("--temperature", o.sampling.temperature, "0: greedy (default 1)");
   command.add_option("--top-k", o.sampling.top_k, "0: off");

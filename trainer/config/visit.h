@@ -56,7 +56,7 @@ void visit(V& v, TokenizerTrainOptions& o) {
 template <class V>
 void visit(V& v, TokenizerOptions& o) {
   v.maybe("train", o.train, "train a tokenizer on the training text");
-  v.key("file", o.file, any(), "a tokenizer.json or the folder that holds it");
+  v.key("file", o.file, any(), "a tokenizer.json, the folder that holds it, or a GGUF file");
   v.key("bytes", o.bytes, any(), "bytes are the tokens");
 }
 
