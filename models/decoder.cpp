@@ -206,6 +206,9 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const Pass& pass) const {
     sharing.index_share = std::make_shared<IndexShare>();
     return hidden(ids, sharing);
   }
+  if (pass.paged && !pageable())
+    throw std::invalid_argument(
+        fmt::format("{}: not every block of this model can keep what it remembers in pages", config_.model_type));
   // Inputs may lie on the CPU whatever the model's device: they go there without waiting for it.
   if (const at::Device device = embed_tokens_.device(); ids.is_cpu() && !device.is_cpu()) {
     check_ids(ids, config_.vocab_size);
@@ -299,6 +302,47 @@ SequenceCache Decoder::make_cache(int64_t capacity) const {
   for (const Block& block : blocks_)
     cache.layers.push_back(block.mixer().make_cache(capacity, parameters_.flat().options()));
   return cache;
+}
+
+std::vector<kernels::KeyValuePages> Decoder::make_pages(int64_t pages, int64_t page_size) const {
+  std::vector<kernels::KeyValuePages> layers;
+  for (const Block& block : blocks_)
+    layers.push_back(block.mixer().make_pages(pages, page_size, parameters_.flat().options()));
+  return layers;
+}
+
+bool Decoder::pageable() const {
+  const auto pages = make_pages(0, 16);
+  return std::all_of(pages.begin(), pages.end(), [](const auto& layer) { return layer.keys.defined(); });
+}
+
+at::Tensor Decoder::log_probabilities(const at::Tensor& hidden, const at::Tensor& targets, const Pass& pass,
+                                      double temperature) const {
+  at::NoGradGuard no_grad;
+  if (temperature != 1 && config_.logit_softcap > 0)
+    throw std::invalid_argument(fmt::format(
+        "log-probabilities as the loss computes them: found a temperature of {} with capped logits, expected 1",
+        temperature));
+  const kernels::CrossEntropyOptions options{.softcap = config_.logit_softcap, .logit_scale = 1 / temperature};
+  const auto operand = [&](const at::Tensor& t) { return t.defined() ? t.detach().to(pass.products) : t; };
+  const auto rounded = [&](const at::Tensor& t) { return t.defined() ? operand(t).to(at::kFloat) : t; };
+  at::Tensor nll;
+  switch (pass.way(hidden)) {
+    case kernels::Way::cpu:
+      nll = kernels::linear_cross_entropy(rounded(hidden).contiguous(), rounded(head_), rounded(head_bias_), targets,
+                                          options, false, {}, {})
+                .row_nll;
+      break;
+    case kernels::Way::device:
+      nll = kernels::aten::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options,
+                                                false, {}, {})
+                .row_nll;
+      break;
+    case kernels::Way::twins:
+      nll = kernels::ref::linear_cross_entropy(operand(hidden), operand(head_), operand(head_bias_), targets, options)
+                .row_nll;
+  }
+  return nll.neg();
 }
 
 }  // namespace cairn::models

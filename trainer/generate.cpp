@@ -88,6 +88,8 @@ void check(const SamplingOptions& options) {
     throw std::invalid_argument(fmt::format("{}: found {}, expected {}", key, found, expected));
   };
   if (options.max_tokens < 1) refuse("max-tokens", options.max_tokens, "at least 1");
+  if (options.min_tokens < 0 || options.min_tokens > options.max_tokens)
+    refuse("min-tokens", options.min_tokens, "0 to max-tokens");
   if (!(options.temperature >= 0)) refuse("temperature", options.temperature, "0 (greedy) or more");
   if (options.top_k < 0) refuse("top-k", options.top_k, "0 (off) or more");
   if (!(options.top_p > 0 && options.top_p <= 1)) refuse("top-p", options.top_p, "above 0, at most 1");
@@ -160,6 +162,27 @@ std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, 
   }
 }
 
+std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options,
+                                       double uniform, std::span<const int32_t> barred) {
+  if (barred.empty()) return sample_token(logits, vocabulary, options, uniform);
+  std::vector<float> left(logits, logits + vocabulary);
+  for (const int32_t id : barred) {
+    if (id >= 0 && id < vocabulary) left[id] = -std::numeric_limits<float>::infinity();
+  }
+  const int32_t id = sample_token(left.data(), vocabulary, options, uniform).first;
+  const double temperature = options.temperature > 0 ? options.temperature : 1.0;
+  const float largest = largest_of(logits, vocabulary);
+  const double score = (static_cast<double>(logits[id]) - largest) / temperature;
+  return {id, static_cast<float>(score - std::log(masses(logits, vocabulary, largest, 1 / temperature, nullptr)))};
+}
+
+std::vector<int32_t> ending_ids(const data::Tokenizer& tokenizer, const SamplingOptions& options) {
+  if (!options.stop_at_eos) return {};
+  std::vector<int32_t> ids = options.end_ids;
+  if (tokenizer.eos_id()) ids.push_back(*tokenizer.eos_id());
+  return ids;
+}
+
 Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOptions& options,
                           const std::function<void(std::string_view)>& on_text) const {
   check(options);
@@ -183,6 +206,7 @@ Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOpti
   result.finish_reason = "length";
   std::vector<int32_t> fresh = prompt;  // ids that the cache has not seen
   TextStream text(tokenizer_, options.stop);
+  const std::vector<int32_t> ends = ending_ids(tokenizer_, options);
   for (int64_t i = 0; i < budget; ++i) {
     const int64_t rows = fresh.size();
     at::Tensor ids = at::empty({rows}, at::kInt), positions = at::empty({rows}, at::kInt);
@@ -195,10 +219,10 @@ Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOpti
     const at::Tensor hidden = model_.hidden(ids, pass);
     const at::Tensor logits = model_.logits(hidden.narrow(0, rows - 1, 1), pass).to(at::kFloat).cpu().contiguous();
     const Philox draws{options.seed, Purpose::sample, static_cast<uint64_t>(prompt.size() + i)};
-    const auto [id, logprob] = sample_token(logits.data_ptr<float>(), logits.size(1), options, draws.uniform(0));
-    const bool ends = tokenizer_.eos_id() == id ||
-                      std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
-    if (options.stop_at_eos && ends) {
+    const std::span<const int32_t> barred = i < options.min_tokens ? ends : std::span<const int32_t>();
+    const auto [id, logprob] =
+        sample_token(logits.data_ptr<float>(), logits.size(1), options, draws.uniform(0), barred);
+    if (std::find(ends.begin(), ends.end(), id) != ends.end()) {
       result.finish_reason = "eos";
       break;
     }
