@@ -68,6 +68,9 @@ at::Tensor Decoder::hidden(const at::Tensor& ids, const Pass& pass) const {
     sharing.index_share = std::make_shared<IndexShare>();
     return hidden(ids, sharing);
   }
+  if (pass.paged && !pageable())
+    throw std::invalid_argument(
+        fmt::format("{}: not every block of this model can keep what it remembers in pages", config_.model_type));
   // Inputs may lie on the CPU whatever the model's device: they go there without waiting for it.
   if (const at::Device device = embed_tokens_.device(); ids.is_cpu() && !device.is_cpu()) {
     check_ids(ids, config_.vocab_size);
@@ -214,6 +217,18 @@ SequenceCache Decoder::make_mtp_cache(int64_t module, int64_t capacity) const {
   cache.layers.resize(blocks_.size() + mtp_.size());  // the mixers find theirs by the number of their block
   cache.layers.at(blocks_.size() + module) = mtp_.at(module).mixer().make_cache(capacity, parameters_.flat().options());
   return cache;
+}
+
+std::vector<kernels::KeyValuePages> Decoder::make_pages(int64_t pages, int64_t page_size) const {
+  std::vector<kernels::KeyValuePages> layers;
+  for (const Block& block : blocks_)
+    layers.push_back(block.mixer().make_pages(pages, page_size, parameters_.flat().options()));
+  return layers;
+}
+
+bool Decoder::pageable() const {
+  const auto pages = make_pages(0, 16);
+  return std::all_of(pages.begin(), pages.end(), [](const auto& layer) { return layer.keys.defined(); });
 }
 
 }  // namespace cairn::models

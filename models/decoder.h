@@ -68,6 +68,14 @@ class Decoder {
   // A cache for one sequence of at most `capacity` tokens.
   SequenceCache make_cache(int64_t capacity) const;
 
+  // Pages for many sequences (Pass::paged), a pool for each block.
+  std::vector<kernels::KeyValuePages> make_pages(int64_t pages, int64_t page_size) const;
+  // Whether every block can keep its keys and values in pages: not latent attention, an indexer or a recurrent state.
+  bool pageable() const;
+  // log softmax(logits / temperature)[targets], float32 [N], of hidden [N, C]: the bits of score()'s.
+  at::Tensor log_probabilities(const at::Tensor& hidden, const at::Tensor& targets, const Pass& pass,
+                               double temperature) const;
+
   // Recomputes each block in the backward pass instead of keeping its activations.
   void set_activation_checkpointing(bool on) { checkpointing_ = on; }
 

@@ -53,4 +53,24 @@ TokenScores Decoder::score(const at::Tensor& ids, const at::Tensor& targets, con
   return scores;
 }
 
+at::Tensor Decoder::log_probabilities(const at::Tensor& hidden, const at::Tensor& targets, const Pass& pass,
+                                      double temperature) const {
+  const at::NoGradGuard no_grad;
+  const kernels::LogprobsOptions options{.softcap = config_.logit_softcap, .temperature = temperature};
+  const auto operand = [&](const at::Tensor& t) { return t.defined() ? t.detach().to(pass.products) : t; };
+  const auto rounded = [&](const at::Tensor& t) { return t.defined() ? operand(t).to(at::kFloat) : t; };
+  switch (pass.way(hidden)) {
+    case kernels::Way::cpu:
+      return kernels::linear_logprobs(rounded(hidden).contiguous(), rounded(head_), rounded(head_bias_), targets,
+                                      options)
+          .logprobs;
+    case kernels::Way::device:
+      return kernels::aten::linear_logprobs(operand(hidden), operand(head_), operand(head_bias_), targets, options)
+          .logprobs;
+    case kernels::Way::twins:
+      break;
+  }
+  return kernels::ref::linear_logprobs(operand(hidden), operand(head_), operand(head_bias_), targets, options).logprobs;
+}
+
 }  // namespace cairn::models

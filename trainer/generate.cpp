@@ -93,6 +93,8 @@ void check(const SamplingOptions& options) {
     throw std::invalid_argument(fmt::format("{}: found {}, expected {}", key, found, expected));
   };
   if (options.max_tokens < 1) refuse("max-tokens", options.max_tokens, "at least 1");
+  if (options.min_tokens < 0 || options.min_tokens > options.max_tokens)
+    refuse("min-tokens", options.min_tokens, "0 to max-tokens");
   if (!(options.temperature >= 0)) refuse("temperature", options.temperature, "0 (greedy) or more");
   if (options.top_k < 0) refuse("top-k", options.top_k, "0 (off) or more");
   if (!(options.top_p > 0 && options.top_p <= 1)) refuse("top-p", options.top_p, "above 0, at most 1");
@@ -177,6 +179,27 @@ at::Tensor Generator::forward(const std::vector<int32_t>& ids, models::SequenceC
   return model_.hidden(input, pass);
 }
 
+std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options,
+                                       double uniform, std::span<const int32_t> barred) {
+  if (barred.empty()) return sample_token(logits, vocabulary, options, uniform);
+  std::vector<float> left(logits, logits + vocabulary);
+  for (const int32_t id : barred) {
+    if (id >= 0 && id < vocabulary) left[id] = -std::numeric_limits<float>::infinity();
+  }
+  const int32_t id = sample_token(left.data(), vocabulary, options, uniform).first;
+  const double temperature = options.temperature > 0 ? options.temperature : 1.0;
+  const float largest = largest_of(logits, vocabulary);
+  const double score = (static_cast<double>(logits[id]) - largest) / temperature;
+  return {id, static_cast<float>(score - std::log(masses(logits, vocabulary, largest, 1 / temperature, nullptr)))};
+}
+
+std::vector<int32_t> ending_ids(const data::Tokenizer& tokenizer, const SamplingOptions& options) {
+  if (!options.stop_at_eos) return {};
+  std::vector<int32_t> ids = options.end_ids;
+  if (tokenizer.eos_id()) ids.push_back(*tokenizer.eos_id());
+  return ids;
+}
+
 Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOptions& options,
                           const std::function<void(std::string_view)>& on_text) const {
   check(options);
@@ -201,16 +224,17 @@ Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOpti
   if (options.draft == "mtp") drafter.emplace(model_, capacity);
   Generation result;
   TextStream text(tokenizer_, options.stop);
+  const std::vector<int32_t> ends = ending_ids(tokenizer_, options);
   // The token at place `index` of the sequence.
   const auto draw = [&](const float* logits, int64_t index) {
     const Philox draws{options.seed, Purpose::sample, static_cast<uint64_t>(index)};
-    return sample_token(logits, model_.config().vocab_size, options, draws.uniform(0));
+    const bool may_end = index - static_cast<int64_t>(prompt.size()) >= options.min_tokens;
+    return sample_token(logits, model_.config().vocab_size, options, draws.uniform(0),
+                        may_end ? std::span<const int32_t>() : ends);
   };
   // Takes a token in; why the text ends with it, or "".
   const auto take = [&](int32_t id, float logprob) -> std::string {
-    const bool ends = tokenizer_.eos_id() == id ||
-                      std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
-    if (options.stop_at_eos && ends) return "eos";
+    if (std::find(ends.begin(), ends.end(), id) != ends.end()) return "eos";
     result.ids.push_back(id);
     result.logprobs.push_back(logprob);
     text.push(id);

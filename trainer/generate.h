@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@ namespace cairn {
 
 struct SamplingOptions {
   int64_t max_tokens = 128;
+  int64_t min_tokens = 0;    // before that many, no token that ends a text is drawn; stop strings count all the same
   double temperature = 1.0;  // 0: greedy
   int64_t top_k = 0;         // 0: off
   double top_p = 1.0;        // smallest set of tokens of at least this mass
@@ -61,5 +63,11 @@ class Generator {
 // The token drawn from logits [V] with a uniform number in [0, 1), and its log-probability as Generation defines it.
 std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options,
                                        double uniform);
+// The same, where none of `barred` may be drawn; the log-probability is still that among all tokens.
+std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options,
+                                       double uniform, std::span<const int32_t> barred);
+
+// What ends a text: the tokenizer's end and `end_ids`; nothing without `stop_at_eos`.
+std::vector<int32_t> ending_ids(const data::Tokenizer& tokenizer, const SamplingOptions& options);
 
 }  // namespace cairn

@@ -123,7 +123,7 @@ void settle_modules(const config::RunConfig& config, const std::string& origin, 
     return;
   }
   if (section.contains(key) && section.at(key) != 0)
-    section[key] = modules_in(section, checkpoints::ModelWeights::open(origin));
+    section[key] = modules_in(section, open_weights(origin));
 }
 
 }  // namespace
