@@ -4,8 +4,8 @@
 #include <set>
 
 #include "tests/trainer/task_fixture.h"
+#include "trainer/data/template.h"
 #include "trainer/rl/rewards/expression.h"
-#include "trainer/rl/tasks/template.h"
 
 namespace cairn::rl {
 namespace {
@@ -211,7 +211,7 @@ TEST(Tasks, WhatIsWrongWithADataSetIsSaidWithItsLine) {
 TEST(Tasks, TemplatesFillInAndLeaveOtherBracesAlone) {
   const Json record =
       Json::parse(R"({"q": "two", "n": 51.0, "i": 3, "o": ["x", "y"], "t": {"k": true}, "a.b": "dot"})");
-  const auto render = [&](const std::string& text) { return Template(text, "task.prompt").render(record); };
+  const auto render = [&](const std::string& text) { return data::Template(text, "task.prompt").render(record); };
   EXPECT_EQ(render("{q} {n} {i} {t.k} {o.1} {a.b}"), "two 51.0 3 true y dot");
   EXPECT_EQ(render("{o|letters}\n{o|lines} {i|letter} {o|json}"), "A. x\nB. y\nx\ny D [\"x\",\"y\"]");
   EXPECT_EQ(render("\\boxed{} {{q}} { q } {1} \\frac{{1}}{2} {"), "\\boxed{} {q} { q } {1} \\frac{{1}}{2} {");

@@ -103,7 +103,7 @@ class DataTask : public Task {
     try {
       Json mapped = Json::object();
       for (const auto& [name, from] : options_.fields.names.items())
-        mapped[name] = field_at(problem.fields, from.get<std::string>(), "task.fields." + name);
+        mapped[name] = data::field_at(problem.fields, from.get<std::string>(), "task.fields." + name);
       for (const auto& [name, value] : mapped.items()) problem.fields[name] = value;
       render_prompt(problem);
       const std::string answer = answer_.render(problem.fields);
@@ -124,7 +124,7 @@ class DataTask : public Task {
 
   void render_prompt(Problem& problem) const {
     const Json* whole = nullptr;
-    if (!prompt_.only_field().empty()) whole = &field_at(problem.fields, prompt_.only_field(), "task.prompt");
+    if (!prompt_.only_field().empty()) whole = &data::field_at(problem.fields, prompt_.only_field(), "task.prompt");
     if (!whole || !whole->is_array()) {
       set_prompt(problem, prompt_.render(problem.fields), options_);
       if (problem.prompt.empty()) throw std::runtime_error("the prompt is empty");
@@ -145,7 +145,7 @@ class DataTask : public Task {
   }
 
   config::TaskOptions options_;
-  Template prompt_, answer_;
+  data::Template prompt_, answer_;
   Extract extract_;
   std::vector<Records> files_;
   std::vector<Place> places_[2];

@@ -4,9 +4,9 @@
 #include <array>
 #include <string>
 
+#include "trainer/data/template.h"
 #include "trainer/rl/tasks/draws.h"
 #include "trainer/rl/tasks/kinds.h"
-#include "trainer/rl/tasks/template.h"
 
 namespace cairn::rl {
 
@@ -32,7 +32,7 @@ class GeneratedTask : public Task {
   config::TaskOptions options_;
 
  private:
-  Template prompt_;
+  data::Template prompt_;
 };
 
 // The prompt, or messages with it.
