@@ -36,14 +36,21 @@ nlohmann::ordered_json read_model_config(const std::string& folder);
 // on a setting that is not supported (its message names the file), std::runtime_error on tensors that are missing,
 // unexpected or of another shape (all named), and on pickled weights, saying how to convert them. A tied lm_head.weight
 // may be there or not; buffers that older files hold (attention masks, rotary tables) and names without the base
-// model's prefix are fine.
+// model's prefix are fine. Where config.json has num_nextn_predict_layers and the folder no tensor of such modules (as
+// transformers writes it) the model is built without them. Copies of embedding and head that modules on the Hub come
+// with have to equal those of the model, which they share here; they are not written again.
 std::unique_ptr<models::Decoder> load_model(const std::string& folder, at::ScalarType dtype = at::kFloat,
                                             at::Device device = at::kCPU);
 
 // The same into a decoder that stands already. `where` heads the error messages. `without_indexer`: the weights are
-// those of the same model without its indexers, which stay as they are.
+// those of the same model without its indexers, which stay as they are; `new_modules`: so do modules that predict
+// further tokens of which the weights have nothing.
 void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& weights, const std::string& where,
-                  bool without_indexer = false);
+                  bool without_indexer = false, bool new_modules = false);
+
+// How many of the modules that `config` (a config.json) speaks of `weights` hold, counted from the first one up to the
+// first that is not there. Throws models::ConfigError.
+int64_t modules_in(const nlohmann::ordered_json& config, const checkpoints::ModelWeights& weights);
 
 // A model's tensors as they lie on disk: names, shapes and order of the family. Where the layout is that of the
 // parameters the views look into the flat buffer itself (so they change with it); else `owners` hold copies made now.
