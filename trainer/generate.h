@@ -22,16 +22,22 @@ struct SamplingOptions {
   std::vector<std::string> stop;  // text after which to stop; cut from the text
   bool stop_at_eos = true;        // the tokenizer's end of a text, and `end_ids`
   std::vector<int32_t> end_ids;   // what else ends a text (end_ids)
+  // mtp: the modules that predict further tokens draft, the model checks all drafts in one pass. A draft stands where
+  // it is the token that the model would have drawn there, so tokens and log-probabilities are those of generation
+  // without drafts, at any temperature: on a CPU to the bit.
+  std::string draft;  // "": none
 };
 
 struct Generation {
   std::vector<int32_t> ids;     // the new tokens
   std::vector<float> logprobs;  // of softmax(logits / temperature) before top-k, top-p, min-p; greedy: temperature 1
   std::string text;
-  std::string finish_reason;  // eos, stop, length
+  std::string finish_reason;          // eos, stop, length
+  int64_t drafted = 0, accepted = 0;  // tokens that were drafted, and those of them that stood
 };
 
-// eos_token_id, a number or several, of a model folder's generation_config.json, else of its config.json.
+// eos_token_id, a number or several, of a model folder's generation_config.json, else of its config.json, or of a GGUF
+// file.
 std::vector<int32_t> end_ids(const std::string& folder);
 
 // Throws std::invalid_argument for options out of range and for a prompt that leaves no room in the model's context.
@@ -47,6 +53,9 @@ class Generator {
                  const std::function<void(std::string_view)>& on_text = {}) const;
 
  private:
+  // Hidden states [ids.size(), C] of tokens that follow those of the cache.
+  at::Tensor forward(const std::vector<int32_t>& ids, models::SequenceCache& cache) const;
+
   const models::Decoder& model_;
   const data::Tokenizer& tokenizer_;
 };

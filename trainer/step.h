@@ -22,6 +22,7 @@ struct StepSettings {
   models::ExpertsPass experts;   // its `balance` is filled by the step
   double bias_update_speed = 0;  // of routing biases
   double z_loss = 0;
+  double mtp_loss_scaling_factor = 0.1;  // of modules that predict further tokens, where the model has some
   double dropout = 0;
   uint64_t dropout_seed = 0;
   at::ScalarType products = at::kFloat;
@@ -34,6 +35,7 @@ struct StepResult {
   double loss = 0;                          // nats a target token, over the whole batch
   double z_loss = 0;                        // mean of log^2 Z times its coefficient
   double accuracy = 0;                      // share of target tokens that were the argmax
+  std::optional<double> mtp_loss;           // mean over the modules of their nats a target token of their own
   double grad_norm = 0;                     // before clipping
   std::optional<double> indexer_grad_norm;  // where the indexer trains; likewise
   models::Measured measured;                // of the whole batch

@@ -45,6 +45,7 @@ void Stepper::prepare(const data::ProgressCallback& progress, const std::filesys
   decoder_config_ = make_decoder_config(config_, *tokenizer_, run);
   check_samples(config_, *tokenizer_, decoder_config_);
   check_experts(config_, decoder_config_);
+  check_modules(config_, decoder_config_);
   check_indexer(config_, decoder_config_);
   data_ = make_dataset(config_, tokenizer_, progress);
   last_ = last_step(config_, *data_);
@@ -68,8 +69,9 @@ void Stepper::initialise() {
     const auto folder = origin_folder(config_);
     const std::string type = read_model_config(folder.string()).value("model_type", "");
     const bool adds_indexer = type != decoder_config_.model_type;
-    if (adds_indexer) state_->model().parameters().initialise(config_.seed.init);
-    load_weights(state_->model(), checkpoints::ModelWeights::open(folder), folder.string(), adds_indexer);
+    const bool adds_modules = config_.model.config.contains("num_nextn_predict_layers");
+    if (adds_indexer || adds_modules) state_->model().parameters().initialise(config_.seed.init);
+    load_weights(state_->model(), open_weights(folder), folder.string(), adds_indexer, adds_modules);
   } else {
     state_->model().parameters().initialise(config_.seed.init);
   }

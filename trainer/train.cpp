@@ -146,6 +146,7 @@ class Loop {
       line["expert_tokens"][std::to_string(block)] = std::vector<int64_t>(count, count + counts.numel());
     }
     if (made.settings.z_loss > 0) line["z_loss"] = made.result.z_loss;
+    if (made.result.mtp_loss) line["mtp_loss"] = *made.result.mtp_loss;
     line["accuracy"] = made.result.accuracy;
     line["batch"] = {
         {"seed", config_.seed.data}, {"rows", made.settings.batch}, {"context", stepper_.data().context(made.step)}};

@@ -24,8 +24,10 @@ std::vector<std::pair<double*, double*>> deviations(BlockConfig& block) {
 void keep(DecoderConfig&) {}
 void scale_residual(DecoderConfig& config) {
   const double layers = static_cast<double>(config.blocks.size());
-  for (BlockConfig& block : config.blocks) {
-    for (const auto& [std, out_std] : deviations(block)) *out_std = *std / std::sqrt(2 * layers);
+  for (auto* blocks : {&config.blocks, &config.mtp}) {
+    for (BlockConfig& block : *blocks) {
+      for (const auto& [std, out_std] : deviations(block)) *out_std = *std / std::sqrt(2 * layers);
+    }
   }
 }
 struct Scheme {
@@ -47,9 +49,11 @@ void initialisation(DecoderConfig& config, const nlohmann::ordered_json& json) {
       } else if (key == "std" && value.is_number() && value.get<double>() > 0) {
         const double factor = value.get<double>() / config.init_std;
         config.init_std = value.get<double>();
-        for (BlockConfig& block : config.blocks) {
-          for (const auto& [std, out_std] : deviations(block)) *std *= factor, *out_std *= factor;
-          if (block.indexer) block.indexer->init_std *= factor;
+        for (auto* blocks : {&config.blocks, &config.mtp}) {
+          for (BlockConfig& block : *blocks) {
+            for (const auto& [std, out_std] : deviations(block)) *std *= factor, *out_std *= factor;
+            if (block.indexer) block.indexer->init_std *= factor;
+          }
         }
       } else if (key != "std" || !value.is_null()) {
         throw ConfigError("init", fmt::format("found {}: {}, expected name (a text) and std (a number above zero)", key,
@@ -229,13 +233,17 @@ nlohmann::ordered_json config_json(const DecoderConfig& config) { return config.
 std::vector<DiskTensor> disk_tensors(const DecoderConfig& config, const Parameters& parameters) {
   const Family& f = family(config.model_type);
   std::vector<DiskTensor> tensors;
+  const auto named = [&](const std::string& name) {
+    if (name.starts_with("mtp.")) return f.mtp_name(name, config);
+    return f.rename ? f.rename(name) : name;
+  };
   if (f.disk) {
     tensors = f.disk(config, parameters);
   } else {
-    for (const Parameter& parameter : parameters.all()) tensors.push_back({f.rename(parameter.name), {parameter.name}});
+    for (const Parameter& parameter : parameters.all()) tensors.push_back({named(parameter.name), {parameter.name}});
   }
   for (const Buffer& buffer : parameters.buffers())
-    tensors.push_back({f.rename ? f.rename(buffer.name) : buffer.name, {buffer.name}, DiskLayout::plain, true});
+    tensors.push_back({named(buffer.name), {buffer.name}, DiskLayout::plain, true});
   return tensors;
 }
 

@@ -4,19 +4,9 @@
 #include <ATen/ATen.h>
 
 #include "models/kernels/attention.h"
+#include "models/kernels/key_value_pages.h"
 
 namespace cairn::kernels {
-
-// A pool of pages of one layer; a page holds S rows of every kv head. Position s of a sequence lies in row s % S of the
-// page that the sequence's table names at s / S. Keys are kept transposed in tiles of W = min(S, 64), as the products
-// read them. S is 16, 32 or a multiple of 64, so that the tiles of 64 keys that attention combines are made of whole
-// parts of pages.
-struct KeyValuePages {
-  at::Tensor keys;    // [pages, K, S / W, D, W]
-  at::Tensor values;  // [pages, K, S, P]: P is D rounded up to 16, zero beyond D
-
-  int64_t page_size() const { return values.size(2); }
-};
 
 // Pages that nothing has been written to. Throws std::invalid_argument for a page size as above that it is not.
 KeyValuePages make_pages(int64_t pages, int64_t kv_heads, int64_t dim, int64_t page_size,

@@ -1,7 +1,7 @@
 // The half of a block that mixes positions: attention in its forms, linear attention.
 #pragma once
 
-#include "models/kernels/paged_attention.h"
+#include "models/kernels/key_value_pages.h"
 #include "models/layers/pass.h"
 
 namespace cairn::models {

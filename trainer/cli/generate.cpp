@@ -19,7 +19,7 @@ struct Options {
 };
 
 void add_options(CLI::App& command, Options& o) {
-  command.add_option("model", o.model, "a Hugging Face folder, RUN, or RUN@STEP")->required();
+  command.add_option("model", o.model, "a Hugging Face folder, a GGUF file, RUN, or RUN@STEP")->required();
   command.add_option("--max-tokens", o.sampling.max_tokens, "default 128");
   command.add_option("--temperature", o.sampling.temperature, "0: greedy (default 1)");
   command.add_option("--top-k", o.sampling.top_k, "0: off");
@@ -27,6 +27,8 @@ void add_options(CLI::App& command, Options& o) {
   command.add_option("--min-p", o.sampling.min_p, "0: off");
   command.add_option("--seed", o.sampling.seed, "the same seed gives the same text");
   command.add_option("--stop", o.sampling.stop, "text that ends the answer (several may be given)");
+  command.add_option("--draft", o.sampling.draft,
+                     "mtp: draft with the modules that predict further tokens (the text stays)");
   add_threads(command, o.threads);
   add_device(command, o.device);
 }
@@ -61,17 +63,21 @@ Action generate_verb(CLI::App& command) {
   auto o = std::make_shared<Options>();
   add_options(command, *o);
   command.add_option("--prompt", o->prompt, "text to go on from")->required();
-  command.add_flag("--json", o->json, "{\"text\", \"ids\", \"logprobs\"}");
+  command.add_flag("--json", o->json, "{\"text\", \"ids\", \"logprobs\", \"finish_reason\"}, with --draft \"draft\"");
   return [o] {
     const Loaded loaded = load(*o);
     const Generator generator(*loaded.model, *loaded.tokenizer);
     const auto ids = prompt_ids(*loaded.tokenizer, o->prompt);
     if (o->json) {
       const Generation g = generator.run(ids, loaded.sampling);
-      fmt::print("{}\n",
-                 nlohmann::ordered_json{
-                     {"text", g.text}, {"ids", g.ids}, {"logprobs", g.logprobs}, {"finish_reason", g.finish_reason}}
-                     .dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+      nlohmann::ordered_json json{
+          {"text", g.text}, {"ids", g.ids}, {"logprobs", g.logprobs}, {"finish_reason", g.finish_reason}};
+      if (!loaded.sampling.draft.empty()) {
+        json["draft"] = {{"proposed", g.drafted},
+                         {"accepted", g.accepted},
+                         {"acceptance_rate", g.drafted ? static_cast<double>(g.accepted) / g.drafted : 0.0}};
+      }
+      fmt::print("{}\n", json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
       return 0;
     }
     fmt::print("{}", o->prompt);
