@@ -10,7 +10,6 @@
 #include <cstring>
 
 #include "models/families/family.h"
-#include "trainer/evaluate.h"
 #include "trainer/rollout/engine.h"
 
 namespace cairn::rollout {
@@ -65,12 +64,19 @@ inline void expect_same(const Sample& a, const Sample& b, const std::string& wha
   EXPECT_EQ(a.text, b.text) << name;
 }
 
-// What the trainer makes of the completion: its packed pass over prompt and completion.
-inline std::vector<float> trained(const models::Decoder& model, const Request& request, const Sample& sample) {
+// What the trainer makes of the completion: its pass over prompt and completion.
+inline std::vector<float> trained(const models::Decoder& model, const Request& request, const Sample& sample,
+                                  double temperature = 1) {
   std::vector<int32_t> ids = request.prompt;
   ids.insert(ids.end(), sample.ids.begin(), sample.ids.end());
-  const std::vector<float> all = log_probabilities(model, ids);
-  return {all.end() - static_cast<int64_t>(sample.ids.size()), all.end()};
+  const int64_t rows = static_cast<int64_t>(ids.size()) - 1;
+  const at::Tensor all = at::tensor(at::ArrayRef<int32_t>(ids), at::TensorOptions(at::kInt));
+  const models::Pass pass{.length = rows, .positions = at::arange(rows, at::kInt)};
+  const at::Tensor logprobs =
+      model.score(all.narrow(0, 0, rows), all.narrow(0, 1, rows).contiguous(), pass, {.temperature = temperature})
+          .logprobs;
+  const float* end = logprobs.const_data_ptr<float>() + rows;
+  return {end - sample.ids.size(), end};
 }
 
 class Threads {

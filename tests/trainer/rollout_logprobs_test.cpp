@@ -45,7 +45,7 @@ Json hybrid(const std::vector<std::string>& types) {
 
 const std::vector<std::pair<std::string, Json>>& pageable() {
   static const std::vector<std::pair<std::string, Json>> all = {
-      {"llama", small("llama", {{"num_attention_heads", 6}, {"head_dim", 20}})},
+      {"llama", small("llama", {{"head_dim", 20}})},
       {"llama, its RoPE stretched",
        small("llama", {{"rope_parameters", {{"rope_type", "linear"}, {"rope_theta", 10000.0}, {"factor", 4.0}}}})},
       {"qwen2", small("qwen2")},
@@ -167,8 +167,7 @@ TEST(RolloutLogProbabilities, AreThoseOfAPackedRowAtAnyTemperature) {
     };
     models::Pass pass{.length = static_cast<int64_t>(ids.size()), .positions = tensor(positions)};
     pass.segments = tensor(segments);
-    at::NoGradGuard no_grad;
-    const at::Tensor all = model.log_probabilities(model.hidden(tensor(ids), pass), tensor(targets), pass, temperature);
+    const at::Tensor all = model.score(tensor(ids), tensor(targets), pass, {.temperature = temperature}).logprobs;
     for (size_t s = 0; s < 3; ++s) {
       const float* from = all.const_data_ptr<float>() + first[s];
       EXPECT_TRUE(same_bits(samples[s].logprobs, {from, from + samples[s].ids.size()})) << s << ", " << temperature;

@@ -254,6 +254,7 @@ TEST(Rollout, BadInputIsRefusedByName) {
   expect("prompt_index: found 4294967296", {{{1}, int64_t{1} << 32, 1}});
   expect("step: found 4294967296", {{{1}, 3, 1}}, plain, uint64_t{1} << 32);
   expect("temperature", {{{1}, 3, 1}}, {.temperature = -1});
+  expect("draft", {{{1}, 3, 1}}, {.draft = "mtp"});
   expect("min-tokens: found 5", {{{1}, 3, 1}}, {.max_tokens = 4, .min_tokens = 5});
   for (const EngineOptions& options : {EngineOptions{.page_size = 24}, EngineOptions{.max_batch = 0},
                                        EngineOptions{.cache_mib = 0}, EngineOptions{.prefill_rows = 0}})

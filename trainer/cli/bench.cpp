@@ -23,7 +23,7 @@ Action bench_verb(CLI::App& command) {
     bench::ReplayBenchOptions replay;
     bench::AttentionBenchOptions attention;
     bench::MoeBenchOptions moe;
-    bool whole_model = false;
+    bool whole_model = false, rollouts = false;
     bench::DeltaBenchOptions delta;
     bench::RolloutBenchOptions rollout;
     int threads = 0;
@@ -113,7 +113,7 @@ Action bench_verb(CLI::App& command) {
   n->callback([o, chosen] { *chosen = [o] { return bench::bench_delta(o->delta); }; });
   CLI::App* l = command.add_subcommand("rl", "fine-tuning with rewards: what its parts take");
   l->add_flag(
-       "--rollout",
+       "--rollout", o->rollouts,
        "drawing completions: many at once beside the peak of matrix products, and a group that shares its prompt "
        "beside one completion after the other")
       ->required();

@@ -177,10 +177,9 @@ void Engine::decode(Scheduler& scheduler, Run& run) {
 std::vector<Sample> Engine::run(std::span<const Request> requests, const SamplingOptions& sampling, uint64_t step,
                                 const std::function<void(const Progress&)>& on_progress) {
   cairn::check(sampling);
-  if (options_.exact && sampling.temperature != 0 && sampling.temperature != 1 && model_.config().logit_softcap > 0)
+  if (!sampling.draft.empty())
     throw std::invalid_argument(
-        fmt::format("temperature: found {}, expected 0 or 1: exact log-probabilities of capped logits have no other",
-                    sampling.temperature));
+        fmt::format("draft: found '{}', expected none: rollouts are drawn without drafts", sampling.draft));
   at::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView plain;  // a token takes hundreds of views that nobody differentiates
   stats_ = {};

@@ -28,7 +28,7 @@ struct EngineOptions {
   int64_t max_batch = 64;       // sequences that are decoded together
   int64_t cache_mib = 1024;     // of keys and values; sequences wait where they do not fit
   int64_t prefill_rows = 4096;  // prompt rows that one pass computes, at least one prompt
-  bool exact = false;           // log-probabilities by the kernel of the loss: the trainer's bits, in float32 on a CPU
+  bool exact = false;           // log-probabilities with the bits of Decoder::score, in float32 on a CPU
   Overflow overflow = Overflow::error;
   models::Pass like;  // the trainer's: `reference`, `aten`, `products` and `indexer` are taken over
 };
@@ -64,8 +64,8 @@ class Engine {
   // The samples of every request, in the order of the requests. The seed is sampling.seed; `step` keys the random
   // numbers too. `on_progress` is called after every step; what it throws ends the run. Throws std::invalid_argument
   // for an empty prompt, an id outside the vocabulary, a prompt that fills the context (or, with Overflow::error,
-  // leaves less than max_tokens), a prompt_index that occurs twice, fewer than one sample, a completion that the cache
-  // cannot hold; std::runtime_error where logits are not finite.
+  // leaves less than max_tokens), a prompt_index that occurs twice, fewer than one sample, a draft, a completion that
+  // the cache cannot hold; std::runtime_error where logits are not finite.
   std::vector<Sample> run(std::span<const Request> requests, const SamplingOptions& sampling, uint64_t step,
                           const std::function<void(const Progress&)>& on_progress = {});
   // Of the last run.
