@@ -33,6 +33,11 @@ struct ChatTemplateError : std::runtime_error {
   std::string message;
 };
 
+// A model folder without a chat template.
+struct NoChatTemplate : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct ChatOptions {
   nlohmann::ordered_json tools = nullptr;  // a list of JSON schemas; null: none
   bool add_generation_prompt = false;      // end with the head of the assistant's next message
@@ -59,8 +64,8 @@ class ChatTemplate {
   ChatTemplate(const std::map<std::string, Source>& sources, std::map<std::string, std::string> special_tokens);
 
   // As transformers finds it: chat_template.jinja and additional_chat_templates/NAME.jinja, else `chat_template` of
-  // tokenizer_config.json, a text or a list of {name, template}. Throws std::runtime_error where the folder has none, or
-  // a file is broken.
+  // tokenizer_config.json, a text or a list of {name, template}. Throws NoChatTemplate where the folder has none,
+  // std::runtime_error where a file is broken.
   static ChatTemplate from_folder(const std::filesystem::path& folder);
 
   // MESSAGES: a list of {"role", "content", ...}. As in transformers, keys whose value is null are left out, and

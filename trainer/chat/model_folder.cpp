@@ -92,7 +92,7 @@ std::map<std::string, std::string> special_tokens(const fs::path& folder) {
 ChatTemplate ChatTemplate::from_folder(const fs::path& folder) {
   const auto sources = sources_of(folder);
   if (sources.empty())
-    throw std::runtime_error(fmt::format(
+    throw NoChatTemplate(fmt::format(
         "{}: the model has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", folder.string()));
   if (!sources.count("default")) {
     std::string names;
