@@ -249,7 +249,8 @@ class Grammar:
             return self.expression(self.draw.randint(0, deeper))
         kind = self.draw.randint(0, 17)
         if kind == 0:
-            return f"{e()} {self.one('+', '-', '*', '/', '//', '%', '~', '==', '!=', '<', '>=', 'and', 'or', 'in', 'not in')} {e()}"
+            left, right = self.one(("n", "f"), ("n", "l[0]"), ("s", "u"), ("l", "words"), ("f", "-2"), (e(), e()), ("7", "n - 9"))
+            return f"{left} {self.one('+', '-', '*', '/', '//', '%', '~', '==', '!=', '<', '>=', 'and', 'or', 'in', 'not in', '**')} {right}"
         if kind == 1:
             return f"({e()})"
         if kind == 2:
@@ -257,7 +258,7 @@ class Grammar:
         if kind == 3:
             return f"{e()} if {e()}" + self.one("", f" else {e()}")
         if kind in (4, 5, 6, 7):
-            return f"{self.name()} | {self.filter(deeper)}" + self.one("", "", f" | {self.filter(deeper)}")
+            return (self.filtered() if self.draw.random() < 0.8 else f"{self.name()} | {self.filter()}") + self.one("", "", "", f" | {self.filter()}")
         if kind in (8, 9):
             return f"{self.name()} is {self.one('', 'not ')}{self.test()}"
         if kind in (10, 11):
@@ -279,17 +280,27 @@ class Grammar:
     def name(self):
         return self.draw.choice(NAMES) if self.draw.random() < 0.75 else "(" + self.expression(1) + ")"
 
+    ANY = ("string", "tojson", "tojson(indent=2)", "tojson(indent=0)", "tojson(ensure_ascii=true)", "tojson(separators=(',', ':'))", "tojson(indent='\\t')", "default('zz')",
+           "default('zz', true)", "d(n)", "safe", "tojson | safe", "string | length", "attr('role')", "e", "groupby('role')", "int", "int(default=3)", "float", "truncate(5)")
+    TEXT = ("trim", "upper", "lower", "capitalize", "title", "length", "list", "first", "last", "reverse", "replace('l', 'L')", "replace('o', '', 1)", "trim('H ')", "wordcount", "indent",
+            "indent(2, true)", "indent(width='>', blank=true)", "truncate(5)", "truncate(5, true, '~', 0)", "truncate(6, leeway=0)", "center(19)", "urlencode", "format(n)", "join('-')", "sort | join", "unique | join")
+    NUMBER = ("int", "float", "abs", "round", "round(1)", "round(1, 'floor')", "round(0, 'ceil')", "string", "default(1)", "tojson")
+    LIST = ("length", "count", "list", "first", "last", "reverse", "reverse | list", "sort", "sort(reverse=true)", "sort(case_sensitive=true)", "unique | list", "unique(case_sensitive=true) | list", "join(', ')",
+            "join", "tojson(sort_keys=true)", "map('string') | list", "map('string') | map('upper') | join", "map('default', 'q') | list", "select | list", "reject('none') | list", "select('odd') | list",
+            "select('in', [1, 'A']) | list", "min", "max", "sum", "sum(start=1)", "batch(2) | list", "batch(3, 'x') | list", "slice(2) | list", "slice(3, 0) | list", "reverse | first", "map('string') | first", "select | first | default('none')")
+    CHAT = ("map(attribute='role') | list", "map(attribute='role') | join('|')", "map(attribute='zz', default=1) | list", "selectattr('role', 'equalto', 'user') | list", "selectattr('content') | list",
+            "rejectattr('role', 'in', ['user', 'system']) | list", "selectattr('role', '==', 'user') | map(attribute='content') | list", "selectattr('zz', 'defined') | list", "join(attribute='role')", "sort(attribute='role')",
+            "sort(attribute='role,content', reverse=true)", "unique(attribute='role') | list", "max(attribute='content')", "map('length') | sum", "rejectattr('zz') | map(attribute='role') | last", "map(attribute='content.0') | list", "map('items') | map('list') | first")
+    DICT = ("items", "items | list", "dictsort", "dictsort(reverse=true)", "dictsort(case_sensitive=true)", "dictsort(by='value')", "length", "list", "first", "last", "tojson(sort_keys=true)", "join('/')", "items | map('first') | join", "sort", "urlencode", "map('upper') | list")
+
     def filter(self, depth=1):
-        return self.one(
-            "trim", "upper", "lower", "capitalize", "title", "length", "count", "string", "list", "first", "last", "reverse", "reverse | list", "sort", "sort(reverse=true)",
-            "sort(case_sensitive=true)", "unique | list", "join(', ')", "join", "tojson", "tojson(indent=2)", "tojson(indent=0)", "tojson(ensure_ascii=true)",
-            "tojson(sort_keys=true)", "tojson(separators=(',', ':'))", "default('zz')", "default('zz', true)", "d(n)", "int", "int(default=3)", "float", "abs", "round", "round(1)", "round(1, 'floor')",
-            "replace('l', 'L')", "replace('o', '', 1)", "items", "items | list", "dictsort", "dictsort(reverse=true)", "dictsort(by='value')", "map('upper') | list",
-            "map(attribute='role') | list", "map(attribute='role') | join('|')", "map(attribute='zz', default=1) | list", "select | list", "select('odd') | list", "reject('none') | list",
-            "selectattr('role', 'equalto', 'user') | list", "selectattr('content') | list", "rejectattr('role', 'in', ['user', 'system']) | list", "selectattr('role', '==', 'user') | map(attribute='content') | list",
-            "min", "max", "sum", "sum(start=1)", "indent", "indent(2, true)", "indent(width='>', blank=true)", "truncate(5)", "truncate(5, true, '~', 0)", "wordcount", "batch(2) | list", "slice(2) | list", "safe",
-            "attr('role')", "center(9)", "urlencode", "format(n)", "trim('H ')", "string | length", "tojson | safe", "sum(attribute='b')", "join(attribute='role')", "sort(attribute='role')",
-            "first | default('none')", "map('length') | list", "map('default', 'q') | list", "e", "groupby('role')")
+        return self.draw.choice(self.one(self.ANY, self.TEXT, self.NUMBER, self.LIST, self.CHAT, self.DICT))
+
+    def filtered(self):
+        receivers, filters = self.one((("s", "u", "s", "u", "words[0]", "'  a-b (c) [d] '", "messages[1].content"), self.TEXT), (("n", "f", "-2.5", "'12'", "' 3.7 '", "'x'", "1e20", "-n"), self.NUMBER),
+                                      (("l", "words", "empty", "range(4)", "(3, 'a', none)", "[true, 2.0, 1]"), self.LIST), (("messages", "messages[1:]"), self.CHAT), (("d", "{'z': 1, 'y': [2]}", "messages[0]", "{2: 'b', 1: 'a'}"), self.DICT),
+                                      (NAMES, self.ANY))
+        return f"{self.draw.choice(receivers)} | {self.draw.choice(filters)}"
 
     def test(self):
         return self.one("defined", "undefined", "none", "string", "mapping", "iterable", "sequence", "number", "boolean", "integer", "float", "true", "false", "odd", "even",

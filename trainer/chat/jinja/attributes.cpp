@@ -413,7 +413,7 @@ Value item_of(Host& host, const Value& value, const Value& key) {
 Value slice_of(Host& host, const Value& value, const Value& start, const Value& stop, const Value& step) {
   if (value.is(Type::undefined)) fail_undefined(value);
   if (!value.is(Type::text) && !value.is(Type::list) && !value.is(Type::tuple) && !value.is(Type::range))
-    fail(fmt::format("'{}' object is not subscriptable by a slice", type_name(value)));
+    unsupported(fmt::format("a slice of '{}'", type_name(value)));  // NOTE: Jinja fails, or not where it is a constant
   if (value.safe()) unsupported("a part of a text marked safe");
   const int64_t size = *size_of(value);
   const int64_t by = step.is(Type::none) ? 1 : integer_argument(step);

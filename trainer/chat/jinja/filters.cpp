@@ -103,12 +103,13 @@ Value indent(const Call& c) {
 
 Value truncate(const Call& c) {
   const auto a = c.bind({"length", "killwords", "end", "leeway"});
-  const std::string& text = text_argument(c.value);
   const int64_t most = a[0] ? integer_argument(*a[0]) : 255, leeway = given(a[3]) ? integer_argument(*a[3]) : 5;
   const std::string end = a[2] ? text_argument(*a[2]) : "...";
   if (most < length(end)) fail(fmt::format("expected length >= {}, got {}", length(end), most));
   if (leeway < 0) fail(fmt::format("expected leeway >= 0, got {}", leeway));
-  if (length(text) <= most + leeway) return text;
+  const auto size = size_of(c.value);
+  if (size && *size <= most + leeway) return c.value;
+  const std::string& text = text_argument(c.value);
   std::string_view kept = std::string_view(text).substr(0, offset_of(text, most - length(end)));
   if (!flag(a[1])) kept = split(kept, " ", 1, true)[0];
   return std::string(kept) + end;

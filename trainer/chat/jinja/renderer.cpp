@@ -158,6 +158,14 @@ class Renderer : public Host {
     }
   }
 
+  // NOTE: what the filter of a for statement lets through is made anew of the target's variables: pairs become tuples.
+  static Value packed(const E& target, Activation& activation) {
+    if (target.kind == E::variable) return slot(target.place, activation);
+    List items;
+    for (const auto& item : target.items) items.push_back(packed(*item, activation));
+    return tuple(std::move(items));
+  }
+
   void check_spaces(const E& target, Activation& activation) {
     if (target.kind == E::space_field && !slot(target.place, activation).is(Type::space))
       fail("cannot assign attribute on non-namespace object");
@@ -234,7 +242,7 @@ class Renderer : public Host {
         slot(s.place, activation) = function_of(s, activation, "<Macro " + repr(s.text) + ">");
         break;
       case S::call_block:
-        write(to_text(call(*s.a, activation, function_of(s, activation, "<Macro None>"))));
+        write(to_text(call(*s.a, activation, function_of(s, activation, "<Macro anonymous>"))));
         break;
       case S::generation:
         generate(s, activation);
@@ -259,7 +267,7 @@ class Renderer : public Host {
         while (auto item = pull()) {
           spend(1);
           assign(*s.test_target, *item, *filter);
-          if (truth(evaluate(*s.test, *filter))) return item;
+          if (truth(evaluate(*s.test, *filter))) return packed(*s.test_target, *filter);
         }
         return std::nullopt;
       };

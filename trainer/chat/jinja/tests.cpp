@@ -43,6 +43,13 @@ bool is_of(const Call& c) {
   return (c.value.is(types) || ...);
 }
 
+// Whether a name stands there to be looked up.
+bool names(const Call& c) {
+  c.none();
+  if (!is_hashable(c.value)) fail(fmt::format("unhashable type: '{}'", type_name(c.value)));
+  return c.value.is(Type::text);
+}
+
 bool equals(const Call& c) { return equal(c.value, c.one()); }
 bool differs(const Call& c) { return !equal(c.value, c.one()); }
 bool below(const Call& c) { return less(c.value, c.one()); }
@@ -75,8 +82,8 @@ const std::map<std::string_view, Test>& table() {
       {"divisibleby", [](const Call& c) { return remainder(c.value, c.one("num")) == 0; }},
       {"sameas", [](const Call& c) { return same(c.value, c.one("other")); }},
       {"in", [](const Call& c) { return contains(c.one("seq"), c.value); }},
-      {"filter", [](const Call& c) { return c.none(), filter_standing(text_argument(c.value)) != Standing::unknown; }},
-      {"test", [](const Call& c) { return c.none(), is_test(text_argument(c.value)); }},
+      {"filter", [](const Call& c) { return names(c) && filter_standing(c.value.text()) != Standing::unknown; }},
+      {"test", [](const Call& c) { return names(c) && is_test(c.value.text()); }},
       {"==", equals}, {"eq", equals}, {"equalto", equals},
       {"!=", differs}, {"ne", differs},
       {"<", below}, {"lt", below}, {"lessthan", below},
