@@ -93,7 +93,8 @@ PolicyObjective::Sampled PolicyObjective::sample(State& state, const StepSetting
                            .seed = config_.seed.sample,
                            .stop = config_.rl.stop,
                            .end_ids = end_ids_};
-  if (!engine_)
+  // Pages are kept from step to step; a model without them may be asked otherwise by the next stage.
+  if (!engine_ || !state.model().pageable())
     engine_ = std::make_unique<rollout::Engine>(state.model(), *tokenizer_, engine_options(config_.rollout, settings));
   made.samples = engine_->run(requests, sampling, static_cast<uint64_t>(step));
   std::vector<rl::Sample> views;
@@ -148,7 +149,7 @@ StepData PolicyObjective::step(State& state, int64_t n, const StepSettings& sett
     return loss(model, input, first, count);
   };
   const data::Batch whole = rows(0, B);
-  data.targets = std::max<int64_t>(whole.target_count(), 1);
+  data.targets = targets_ = std::max<int64_t>(whole.target_count(), 1);
   for (size_t i = 0; i < whole.segments.size(); ++i)
     data.queries += i % length_ != 0 && whole.segments[i] == whole.segments[i - 1];
 
@@ -244,7 +245,7 @@ models::Loss PolicyObjective::loss(models::Decoder& model, const ModelInput& inp
                 return above;
               });
   models::Loss made;
-  made.nll = share * static_cast<double>(std::max<int64_t>(counts_.tokens, 1));
+  made.nll = share * static_cast<double>(targets_);
   return made;
 }
 

@@ -48,6 +48,7 @@ class PolicyObjective : public Objective {
   // The step at hand. C: tokens of its longest completion; T: of its longest row.
   Sampled at_hand_;
   int64_t length_ = 0;                              // T
+  int64_t targets_ = 1;                             // tokens of all completions
   at::Tensor mask_, truncated_, rollout_logprobs_;  // [B, C], [B], [B, C]
   rl::Advantages advantages_;
   rl::PolicyCounts counts_;
