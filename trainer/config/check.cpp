@@ -45,10 +45,11 @@ void check_model(const RunConfig& config) {
     for (const auto& [key, value] : model.config.items()) {
       if (key == "num_nextn_predict_layers") continue;
       if (key == "model_type" || (key.starts_with("index_") && model.config.contains("model_type"))) continue;
-      config.fail("model." + key,
-                  "found a shape beside model.from, expected one or the other: the weights bring theirs; what may be "
-                  "added is an indexer, by a model_type that has one (llama_dsa, ...) and its index_ settings, and modules "
-                  "that predict further tokens, by num_nextn_predict_layers");
+      config.fail(
+          "model." + key,
+          "found a shape beside model.from, expected one or the other: the weights bring theirs; what may be "
+          "added is an indexer, by a model_type that has one (llama_dsa, ...) and its index_ settings, and modules "
+          "that predict further tokens, by num_nextn_predict_layers");
     }
     return;
   }
