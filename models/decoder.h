@@ -1,7 +1,10 @@
 // The decoder: embedding, blocks, final norm, head. One class serves every family.
 #pragma once
 
+#include <functional>
+
 #include "models/kernels/cross_entropy.h"
+#include "models/kernels/logprobs.h"
 #include "models/mtp.h"
 
 namespace cairn::models {
@@ -19,6 +22,14 @@ struct Loss {
   };
   std::vector<Further> mtp;
 };
+
+// Of tokens that are given, float32 [N], 0 where there is none; on the CPU where the gradients come from there.
+struct TokenScores {
+  at::Tensor logprobs;  // log p(targets[n])
+  at::Tensor entropy;   // of p, nats; undefined unless asked for
+};
+// The gradients of a loss with respect to the scores, in the places of the scores; an undefined entropy: none.
+using TokenLoss = std::function<TokenScores(const TokenScores&)>;
 
 class Decoder {
  public:
@@ -38,6 +49,13 @@ class Decoder {
   // number of them.
   Loss loss(const at::Tensor& ids, const at::Tensor& targets, const Pass& pass, double scale, double z_loss,
             bool gradients, const std::vector<double>& mtp_scales = {}) const;
+
+  // Log-probabilities of the targets, of logits / options.temperature, and with `gradients` the whole backward pass of
+  // a loss over them, which sees the scores and gives its gradients: what fine-tuning with rewards or preferences is
+  // made of. targets int32 [N] on the CPU, -1 = none. options.softcap is the model's own whatever it says. Rows whose
+  // gradients are zero cost the head nothing. Modules that predict further tokens take no part.
+  TokenScores score(const at::Tensor& ids, const at::Tensor& targets, const Pass& pass,
+                    kernels::LogprobsOptions options, const TokenLoss& gradients = {}) const;
 
   // ---- modules that predict further tokens (mtp.h), counted from 0
   int64_t mtp_modules() const { return static_cast<int64_t>(mtp_.size()); }

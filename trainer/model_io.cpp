@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "checkpoints/file.h"
+#include "trainer/dequantize.h"
 
 namespace cairn {
 namespace {
@@ -41,18 +42,6 @@ const TypePair& type_of(at::ScalarType type) {
 // Buffers that older files hold: masks and tables that are computed here.
 constexpr const char* kIgnoredEndings[] = {".attn.bias", ".attn.masked_bias", ".attention.bias",
                                            ".attention.masked_bias", ".rotary_emb.inv_freq"};
-
-// MXFP4 (OCP microscaling formats): blocks [..., rows, G, 16] of two 4-bit numbers a byte, the low half first, and
-// scales [..., rows, G], powers of two biased by 127 -> float32 [..., G * 32, rows], as the tensor lies unquantised.
-at::Tensor from_mxfp4(const at::Tensor& blocks, const at::Tensor& scales) {
-  const at::Tensor table = at::tensor(
-      {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f});
-  const at::Tensor low = blocks.bitwise_and(15).to(at::kLong), high = blocks.bitwise_right_shift(4).to(at::kLong);
-  const at::Tensor nibbles = at::stack({low, high}, -1).flatten(-2);  // [..., rows, G, 32]
-  const at::Tensor values = table.index_select(0, nibbles.flatten()).view(nibbles.sizes());
-  const at::Tensor exponents = scales.to(at::kInt) - 127;
-  return at::ldexp(values, exponents.unsqueeze(-1)).flatten(-2).transpose(-1, -2).contiguous();
-}
 
 // Tensors of modules that predict further tokens in a model that is built without them (DeepSeek-V3, GLM-4.5: blocks
 // beyond the model's own; Qwen3-Next: by their name).
@@ -175,12 +164,17 @@ void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& wei
     }
     used.insert(*name);
     const TensorView& view = weights.get(*name);
-    if (!is_weight(view.dtype)) {
-      throw std::runtime_error(fmt::format("{}: tensor {} has type {}, expected F32, F16, BF16 or F64", where, *name,
-                                           checkpoints::dtype_name(view.dtype)));
+    const std::string factors = *name + "_scale_inv";
+    const bool tiled = view.dtype == DType::F8_E4M3 && weights.contains(factors);
+    if (!tiled && !is_weight(view.dtype)) {
+      throw std::runtime_error(
+          fmt::format("{}: tensor {} has type {}, expected F32, F16, BF16, F64, or F8_E4M3 with {} beside it", where,
+                      *name, checkpoints::dtype_name(view.dtype), factors));
     }
     try {
-      models::from_disk(tensor, tensor_of(view), config, decoder.parameters());
+      at::Tensor value = tensor_of(view);
+      if (tiled) used.insert(factors), value = from_fp8(value, tensor_of(weights.get(factors)));
+      models::from_disk(tensor, value, config, decoder.parameters());
     } catch (const std::runtime_error& error) {
       throw std::runtime_error(fmt::format("{}: {}; does config.json belong to these weights?", where, error.what()));
     }

@@ -33,7 +33,7 @@ Action bench_verb(CLI::App& command) {
   CLI::App* t =
       command.add_subcommand("train", "the training step on random tokens, beside the bare products of the same step");
   t->add_option("--size", o->train.size, "4m, 14m, 135m (default 4m)");
-  t->add_option("--steps", o->train.steps, "steps that count (default 5)");
+  t->add_option("--steps", o->train.steps, "steps that count (default 15)");
   t->add_option("--lanes", o->train.lanes, "default 1");
   t->add_option("--micro-batches", o->train.micro_batches, "a lane (default 1)");
   t->add_option("--precision", o->train.precision, "float32, bf16-mixed, bf16");

@@ -10,8 +10,8 @@ namespace {
 
 constexpr int kUsualLanes = 4, kUsualMicroBatch = 8;  // what `auto` aims at
 
-const std::vector<std::string> kObjectives = {"pretrain"};
-const std::vector<std::string> kLaterObjectives = {"sft", "distill", "dpo", "grpo", "ppo"};
+const std::vector<std::string> kObjectives = {"pretrain", "sft"};
+const std::vector<std::string> kLaterObjectives = {"distill", "dpo", "grpo", "ppo"};
 
 bool power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
 
@@ -117,6 +117,19 @@ void check_sources(const RunConfig& config, const std::string& prefix, const std
     if (!source.dtype.empty() && source.shards.empty())
       config.fail(key + ".dtype",
                   fmt::format("found '{}' on a source of text, expected it with `shards` alone", source.dtype));
+    const bool example = !source.prompt.empty() || !source.completion.empty(), sft = config.objective == "sft";
+    if (example && !sft)
+      config.fail(
+          key + (source.completion.empty() ? ".prompt" : ".completion"),
+          fmt::format("found a part of an example, expected it under `objective: sft`, not {}", config.objective));
+    if (example && source.jsonl.empty())
+      config.fail(key, "found the parts of an example, expected them of `jsonl` alone");
+    if (example && source.completion.empty())
+      config.fail(key + ".completion", "found nothing beside prompt, expected what is learned, as \"{answer}\"");
+    if (sft && !example && source.shards.empty())
+      config.fail(key,
+                  "found text alone, expected examples for `objective: sft`: jsonl with prompt and completion, as "
+                  "{jsonl: FILE, prompt: \"{question}\\n\", completion: \"{answer}\"}");
     if (!source.separator.empty() && source.text.empty())
       config.fail(key + ".separator", "found a separator of documents, expected it with `text` alone");
   }
@@ -127,6 +140,9 @@ void check_data(const RunConfig& config, const std::string& prefix, const Stage&
     config.fail(key_in_stage(config, prefix, "data.train"), "found no source, expected a list such as [{text: FILE}]");
   check_sources(config, prefix, stage.data.train, "data.train");
   check_sources(config, prefix, stage.data.validation, "data.validation");
+  if (config.objective == "sft" && !stage.data.mask_documents)
+    config.fail(key_in_stage(config, prefix, "data.mask_documents"),
+                "found false, expected true: examples that share a row do not see one another");
   const auto positions = model_number(config, {"max_position_embeddings", "n_positions", "n_ctx"});
   if (positions && stage.data.context > positions->value)
     config.fail(key_in_stage(config, prefix, "data.context"),

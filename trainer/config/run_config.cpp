@@ -31,6 +31,12 @@ void defaults_of_optimizer(const Tree& tree, OptimOptions& optim) {
   if (name && name->value.scalar == "sgd") optim.weight_decay = 0.0, optim.momentum = 0.9, optim.nesterov = false;
 }
 
+// Examples that share a row never see one another.
+void defaults_of_objective(const Tree& tree, DataOptions& data) {
+  const auto* objective = tree.find("objective");
+  if (objective && objective->value.scalar == "sft") data.mask_documents = true;
+}
+
 RunConfig resolve(Tree tree, const std::vector<std::string>& overrides) {
   if (!tree.is_map() && !tree.is_null())
     fail(tree.where, "", fmt::format("found {}, expected keys with values", tree.found()));
@@ -45,6 +51,7 @@ RunConfig resolve(Tree tree, const std::vector<std::string>& overrides) {
   config.locations[""] = tree.where;
   collect(tree, "", config.locations);
   defaults_of_optimizer(tree, config.optim);
+  defaults_of_objective(tree, config.data);
   Reader reader(tree, "", {"stages"});
   visit(reader, config);
   reader.finish();

@@ -39,6 +39,9 @@ void visit(V& v, SourceOptions& o) {
   v.key("shards", o.shards, any(), "token ids: a prepared folder, .npy, Megatron's .bin/.idx, headerless files");
   v.key("separator", o.separator, any(), "text: parts the documents of a file (\"\": <|endoftext|>)");
   v.key("field", o.field, any(), "jsonl: the key that holds the text");
+  v.key("prompt", o.prompt, any(),
+        "jsonl, sft: what an example begins with, as \"Question: {question}\\n\"; read, not learned");
+  v.key("completion", o.completion, any(), "jsonl, sft: what follows, as \"{answer}\"; learned");
   v.key("dtype", o.dtype, one_of({"uint8", "uint16", "uint32", "int32", "int64"}).or_auto(),
         "shards: type of an id in a headerless file");
   v.key("weight", o.weight, above(0), "share among the sources, after division by the sum");
@@ -66,6 +69,7 @@ void visit(V& v, DataOptions& o) {
   v.section("tokenizer", o.tokenizer, "one of train, file, bytes");
   v.key("context", o.context, between(1, 1 << 24), "tokens of a sequence");
   v.key("mask_documents", o.mask_documents, any(), "documents packed together do not see one another");
+  v.key("overlong", o.overlong, one_of({"truncate", "drop", "error"}), "sft: examples longer than context");
   v.key("cache", o.cache, any().or_auto(), "folder of tokenised sources");
 }
 
