@@ -8,6 +8,10 @@ import socket
 import subprocess
 import sys
 
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
 import torch
 import transformers
 from safetensors.torch import load_file, save_file

@@ -5,10 +5,10 @@
 //   tr Σ = (mean|g_b|² - |g_B|²) / (1/b - 1/B)      "variance_trace"
 //   B_simple = tr Σ / |G|², in sequences            "" (NaN where the estimate of |G|² is not positive)
 // g is the gradient of the mean loss over the targets of its sequences, with the dropout of the step and without the
-// auxiliary losses of experts and of modules that predict further tokens; where the step's own gradient has those, or none (an indexer warms up), g_B is made here
-// as well. From state n-1.
-// One step's estimates are noisy: average |G|² and tr Σ over steps before dividing, as the paper does. The cost is one
-// more forward and backward pass, and a copy of weights and gradient.
+// auxiliary losses of experts and of modules that predict further tokens; where the step's own gradient has those, or
+// none (an indexer warms up), g_B is made here as well. From state n-1. One step's estimates are noisy: average |G|²
+// and tr Σ over steps before dividing, as the paper does. The cost is one more forward and backward pass, and a copy of
+// weights and gradient.
 #include "trainer/probes/pieces.h"
 #include "trainer/probes/probe.h"
 #include "trainer/probes/tensors.h"
