@@ -52,7 +52,8 @@ std::map<std::string, Source> sources_of(const fs::path& folder) {
     for (const auto& [name, text] : stored.items()) add(name, text);
   } else if (stored.is_array()) {
     for (const Json& one : stored) {
-      if (!one.is_object() || !one.contains("name") || !one["name"].is_string() || !one.contains("template")) throw wrong();
+      if (!one.is_object() || !one.contains("name") || !one["name"].is_string() || !one.contains("template"))
+        throw wrong();
       add(one["name"].get<std::string>(), one["template"]);
     }
   } else {
@@ -64,7 +65,8 @@ std::map<std::string, Source> sources_of(const fs::path& folder) {
 // A token as a config writes it: a text, or an object with `content`.
 std::optional<std::string> token_text(const Json& token) {
   if (token.is_string()) return token.get<std::string>();
-  if (token.is_object() && token.contains("content") && token["content"].is_string()) return token["content"].get<std::string>();
+  if (token.is_object() && token.contains("content") && token["content"].is_string())
+    return token["content"].get<std::string>();
   return std::nullopt;
 }
 
@@ -93,11 +95,13 @@ ChatTemplate ChatTemplate::from_folder(const fs::path& folder) {
   const auto sources = sources_of(folder);
   if (sources.empty())
     throw NoChatTemplate(fmt::format(
-        "{}: the model has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", folder.string()));
+        "{}: the model has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)",
+        folder.string()));
   if (!sources.count("default")) {
     std::string names;
     for (const auto& [name, source] : sources) names += (names.empty() ? "" : ", ") + name;
-    throw std::runtime_error(fmt::format("{}: the model has several chat templates ({}), none of them 'default'", folder.string(), names));
+    throw std::runtime_error(
+        fmt::format("{}: the model has several chat templates ({}), none of them 'default'", folder.string(), names));
   }
   return {sources, special_tokens(folder)};
 }

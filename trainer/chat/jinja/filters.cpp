@@ -80,7 +80,9 @@ Value replace_filter(const Call& c) {
 
 Value center(const Call& c) {
   const auto a = c.bind({"width"});
-  return attribute_of(c.host, soft(c.value), "center").function().call({.positional = {a[0].value_or(80)}, .named = {}});
+  return attribute_of(c.host, soft(c.value), "center")
+      .function()
+      .call({.positional = {a[0].value_or(80)}, .named = {}});
 }
 
 Value indent(const Call& c) {
@@ -130,8 +132,8 @@ Value word_count(const Call& c) {
 std::string quoted_url(std::string_view text, bool query) {
   std::string out;
   for (const char byte : text) {
-    if (std::isalnum(static_cast<unsigned char>(byte)) || (byte && std::string_view("_.-~").find(byte) != std::string_view::npos) ||
-        (byte == '/' && !query)) {
+    if (std::isalnum(static_cast<unsigned char>(byte)) ||
+        (byte && std::string_view("_.-~").find(byte) != std::string_view::npos) || (byte == '/' && !query)) {
       out += byte;
     } else if (byte == ' ' && query) {
       out += '+';
@@ -146,7 +148,8 @@ Value url_encode(const Call& c) {
   c.bind({});
   if (c.value.is(Type::text) || !is_iterable(c.value)) return quoted_url(to_text(c.value), false);
   std::string out;
-  for (const Value& pair : to_list(c.value.is(Type::dict) ? Value(View{View::items, c.value.shared_dict()}) : c.value)) {
+  for (const Value& pair :
+       to_list(c.value.is(Type::dict) ? Value(View{View::items, c.value.shared_dict()}) : c.value)) {
     const List parts = to_list(pair);
     if (parts.size() != 2) fail("a pair of key and value is needed");
     out += (out.empty() ? "" : "&") + quoted_url(to_text(parts[0]), true) + "=" + quoted_url(to_text(parts[1]), true);
@@ -164,10 +167,12 @@ Value format_filter(const Call& c) {
 
 Value to_json_filter(const Call& c) {
   const auto a = c.bind({"ensure_ascii", "indent", "separators", "sort_keys"});
-  JsonStyle style{.ascii = flag(a[0]), .sort_keys = flag(a[3]), .indent = {}, .item_separator = ", ", .key_separator = ": "};
+  JsonStyle style{
+      .ascii = flag(a[0]), .sort_keys = flag(a[3]), .indent = {}, .item_separator = ", ", .key_separator = ": "};
   if (given(a[1])) {
     if (!a[1]->is(Type::text) && integer_argument(*a[1]) > 1000) throw Error(Fault::limit, "too wide an indent");
-    style.indent = a[1]->is(Type::text) ? a[1]->text() : std::string(std::max<int64_t>(integer_argument(*a[1]), 0), ' ');
+    style.indent =
+        a[1]->is(Type::text) ? a[1]->text() : std::string(std::max<int64_t>(integer_argument(*a[1]), 0), ' ');
     style.item_separator = ",";
   }
   if (given(a[2])) {
@@ -201,7 +206,8 @@ Value to_int(const Call& c) {
       if (std::isinf(c.value.real())) fail("cannot convert float infinity to integer");
       return from_real(c.value.real());
     case Type::text: {
-      if (const auto number = to_integer(c.value.text(), a[1] ? static_cast<int>(integer_argument(*a[1])) : 10)) return *number;
+      if (const auto number = to_integer(c.value.text(), a[1] ? static_cast<int>(integer_argument(*a[1])) : 10))
+        return *number;
       const auto real = to_real(c.value.text());
       return real && !std::isinf(*real) ? from_real(*real) : fallback;
     }
@@ -238,7 +244,8 @@ Value round_filter(const Call& c) {
   if (method == "common") {
     if (!real) return integer_argument(c.value);
     if (!std::isfinite(c.value.real())) return c.value;
-    return *to_real(fmt::format("{:.{}f}", c.value.real(), precision));  // to the nearest, ties of the exact value to even
+    return *to_real(
+        fmt::format("{:.{}f}", c.value.real(), precision));  // to the nearest, ties of the exact value to even
   }
   const double scale = std::pow(10.0, static_cast<double>(precision));
   const double x = real ? c.value.real() : static_cast<double>(integer_argument(c.value));
@@ -295,7 +302,8 @@ Value first_filter(const Call& c) {
 
 // reversed(); fails where Python's does.
 List reversed(const Value& value) {
-  if (value.is(Type::iterator) || value.is(Type::loop)) fail(fmt::format("'{}' object is not reversible", type_name(value)));
+  if (value.is(Type::iterator) || value.is(Type::loop))
+    fail(fmt::format("'{}' object is not reversible", type_name(value)));
   List items = to_list(value);
   std::reverse(items.begin(), items.end());
   return items;
@@ -525,7 +533,8 @@ Value attr_filter(const Call& c) {
   const Value found = attribute_of(c.host, c.value, name);
   if (c.value.is(Type::dict) && c.value.dict().find(name)) {
     // The key of a dict is no attribute of it, unless a method has the name.
-    if (!found.is(Type::function) || found.function().name != name) return undefined("'dict object' has no attribute " + repr(name));
+    if (!found.is(Type::function) || found.function().name != name)
+      return undefined("'dict object' has no attribute " + repr(name));
   }
   return found;
 }
@@ -566,7 +575,8 @@ const std::map<std::string_view, Filter>& table() {
       {"selectattr", [](const Call& c) { return choose(c, true, true); }},
       {"slice", slice_filter},
       {"sort", sort_filter},
-      {"string", [](const Call& c) -> Value { return c.bind({}), c.value.is(Type::text) ? c.value : Value(to_text(c.value)); }},
+      {"string",
+       [](const Call& c) -> Value { return c.bind({}), c.value.is(Type::text) ? c.value : Value(to_text(c.value)); }},
       {"sum", sum_filter},
       {"title", [](const Call& c) -> Value { return c.bind({}), title_of_words(soft(c.value)); }},
       {"tojson", to_json_filter},
@@ -581,14 +591,15 @@ const std::map<std::string_view, Filter>& table() {
 }
 
 // What Jinja has and this engine does not: HTML, chance, and what no chat template was seen to use.
-constexpr std::string_view kLacking[] = {"e",      "escape", "filesizeformat", "forceescape", "groupby", "pprint",
-                                         "random", "striptags", "urlize", "wordwrap", "xmlattr"};
+constexpr std::string_view kLacking[] = {"e",      "escape",    "filesizeformat", "forceescape", "groupby", "pprint",
+                                         "random", "striptags", "urlize",         "wordwrap",    "xmlattr"};
 
 }  // namespace
 
 Standing filter_standing(std::string_view name) {
   if (table().count(name)) return Standing::known;
-  return std::find(std::begin(kLacking), std::end(kLacking), name) != std::end(kLacking) ? Standing::lacking : Standing::unknown;
+  return std::find(std::begin(kLacking), std::end(kLacking), name) != std::end(kLacking) ? Standing::lacking
+                                                                                         : Standing::unknown;
 }
 
 Value apply_filter(Host& host, std::string_view name, const Value& value, const Arguments& arguments) {
