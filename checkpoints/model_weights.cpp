@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <array>
+#include <deque>
 #include <map>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -77,6 +79,16 @@ std::map<std::string, std::string> read_index(const fs::path& path) {
 
 }  // namespace
 
+struct ModelWeights::Made {
+  struct Entry {
+    MadeTensor tensor;
+    std::mutex mutex;
+    std::unique_ptr<char[]> memory;
+    TensorView view;  // with data once it is made
+  };
+  std::deque<Entry> entries;
+};
+
 ModelWeights ModelWeights::open(const fs::path& given) {
   if (!fs::exists(given)) throw std::runtime_error(fmt::format("{} does not exist", given.string()));
   const fs::path path = fs::is_directory(given) ? choose(given) : given;
@@ -111,11 +123,59 @@ ModelWeights ModelWeights::open(const fs::path& given) {
   return model;
 }
 
-const TensorView& ModelWeights::get(const std::string& name) const {
+ModelWeights ModelWeights::made(const fs::path& path, std::vector<MadeTensor> tensors) {
+  ModelWeights model;
+  model.path_ = path;
+  model.made_ = std::make_shared<Made>();
+  for (MadeTensor& tensor : tensors) {
+    model.file_of_.emplace(tensor.view.name, model.names_.size());
+    model.names_.push_back(tensor.view.name);
+    Made::Entry& entry = model.made_->entries.emplace_back();
+    entry.view = tensor.view;
+    entry.tensor = std::move(tensor);
+  }
+  return model;
+}
+
+// The file that holds the tensor. Throws where there is none of that name.
+const Safetensors* ModelWeights::file_with(const std::string& name) const {
   const auto it = file_of_.find(name);
-  if (it != file_of_.end()) return files_[it->second].get(name);
-  if (files_.size() == 1) return files_.front().get(name);  // throws, with a near match
-  throw std::runtime_error(fmt::format("{} has no tensor '{}' in its {} files", path_.string(), name, files_.size()));
+  if (it != file_of_.end()) return made_ ? nullptr : &files_[it->second];
+  if (files_.size() == 1) return &files_.front();  // its get() throws, with a near match
+  throw std::runtime_error(
+      made_ ? fmt::format("{} has no tensor '{}'", path_.string(), name)
+            : fmt::format("{} has no tensor '{}' in its {} files", path_.string(), name, files_.size()));
+}
+
+const TensorView& ModelWeights::get(const std::string& name) const {
+  if (const Safetensors* file = file_with(name)) return file->get(name);
+  Made::Entry& entry = made_->entries[file_of_.at(name)];
+  const std::lock_guard lock(entry.mutex);
+  if (!entry.memory) {
+    std::unique_ptr<char[]> memory(new char[std::max<size_t>(entry.view.bytes(), 1)]);
+    entry.tensor.make(memory.get());
+    entry.memory = std::move(memory);
+    entry.view.data = entry.memory.get();
+  }
+  return entry.view;
+}
+
+const TensorView& ModelWeights::info(const std::string& name) const {
+  if (const Safetensors* file = file_with(name)) return file->get(name);
+  return made_->entries[file_of_.at(name)].tensor.view;
+}
+
+void ModelWeights::release(const std::string& name) const {
+  if (file_with(name)) return;
+  Made::Entry& entry = made_->entries[file_of_.at(name)];
+  const std::lock_guard lock(entry.mutex);
+  entry.memory.reset();
+  entry.view.data = nullptr;
+}
+
+const Metadata& ModelWeights::metadata() const {
+  static const Metadata none;
+  return files_.empty() ? none : files_.front().metadata();
 }
 
 std::vector<FileEntry> write_model(const fs::path& folder, std::span<const TensorView> tensors,

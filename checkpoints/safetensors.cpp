@@ -2,18 +2,14 @@
 // (SafeTensors::read_metadata and Metadata::validate), in its order.
 #include "checkpoints/safetensors.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 
+#include "checkpoints/mapping.h"
 #include "checkpoints/strict_json.h"
 
 namespace cairn::checkpoints {
@@ -23,31 +19,6 @@ namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
 constexpr uint64_t kMaxHeader = 100'000'000;
-
-struct Mapping {
-  std::shared_ptr<const void> data;
-  uint64_t size = 0;
-};
-
-Mapping map_file(const fs::path& path) {
-  const auto fail = [&](const char* doing) {
-    throw std::runtime_error(fmt::format("cannot {} {}: {}", doing, path.string(), std::strerror(errno)));
-  };
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) fail("open");
-  struct stat info {};
-  void* data = MAP_FAILED;
-  const bool regular = ::fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
-  const uint64_t size = regular ? info.st_size : 0;
-  if (regular && size > 0) data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
-  const int error = errno;
-  ::close(fd);
-  if (!regular) throw std::runtime_error(fmt::format("{} is not a regular file", path.string()));
-  if (size == 0) return {};
-  errno = error;
-  if (data == MAP_FAILED) fail("map");
-  return {std::shared_ptr<const void>(data, [size](const void* p) { ::munmap(const_cast<void*>(p), size); }), size};
-}
 
 // One file's header being read; `fail` names file and place.
 class Header {

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -51,24 +52,44 @@ class Safetensors {
   Metadata metadata_;
 };
 
+/// A tensor that another format holds otherwise: `view` says what it becomes (its data null), make() computes it.
+struct MadeTensor {
+  TensorView view;
+  std::function<void(void* to)> make;  // fills view.bytes() bytes; may run in several threads for several tensors
+};
+
 /// The weights of a model, in one file or in shards: a .safetensors file, a model.safetensors.index.json, or a folder
 /// that holds either. Pickled weights (.bin, .pt, .pth, .ckpt) are refused with a line that says how to convert them.
 class ModelWeights {
  public:
   static ModelWeights open(const std::filesystem::path& path);
+  /// Those of `path`, a file of another format. Names are distinct.
+  static ModelWeights made(const std::filesystem::path& path, std::vector<MadeTensor> tensors);
 
   const std::vector<std::string>& names() const { return names_; }
   bool contains(const std::string& name) const { return file_of_.contains(name); }
+  /// What is made is made when first asked for, once, and kept until the last copy of this object goes. Any number of
+  /// threads may ask.
   const TensorView& get(const std::string& name) const;
-  /// Of the first file.
-  const Metadata& metadata() const { return files_.front().metadata(); }
+  /// Type and shape alone: what is made has no data here.
+  const TensorView& info(const std::string& name) const;
+  /// Lets go of a tensor that was made (the next get() makes it anew); nothing may look at it any more.
+  void release(const std::string& name) const;
+  /// Of the first file; none where the tensors are made.
+  const Metadata& metadata() const;
+  /// None where the tensors are made.
   const std::vector<Safetensors>& files() const { return files_; }
+  const std::filesystem::path& path() const { return path_; }
 
  private:
+  struct Made;
+  const Safetensors* file_with(const std::string& name) const;
+
   std::filesystem::path path_;
   std::vector<Safetensors> files_;
   std::vector<std::string> names_;
-  std::unordered_map<std::string, size_t> file_of_;
+  std::unordered_map<std::string, size_t> file_of_;  // of made tensors: their place
+  std::shared_ptr<Made> made_;
 };
 
 /// Writes one file beside `path` and renames it there, synced. Tensors keep their order, save that wider elements come

@@ -55,6 +55,11 @@ add_executable(parity_driver ${CMAKE_SOURCE_DIR}/tests/oracles/parity_driver.cpp
 target_link_libraries(parity_driver PRIVATE cairn_trainer)
 cairn_use_torch(parity_driver)
 
+# What the oracle of losses runs: losses, advantages and divergences of numbers in a file.
+add_executable(loss_driver ${CMAKE_SOURCE_DIR}/tests/oracles/loss_driver.cpp)
+target_link_libraries(loss_driver PRIVATE cairn_trainer)
+cairn_use_torch(loss_driver)
+
 file(GLOB oracles CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/oracles/*_test.py)
 foreach(source ${oracles})
   get_filename_component(stem ${source} NAME_WE)

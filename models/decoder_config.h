@@ -38,6 +38,7 @@ struct DecoderConfig {
   bool learned_positions = false;          // a table added to the embedding (GPT-2)
   double embedding_scale = 1;              // Gemma: sqrt(C)
   std::vector<BlockConfig> blocks;
+  std::vector<BlockConfig> mtp;            // of the modules that predict further tokens (mtp.h), numbered on after `blocks`
   NormConfig norm;                         // of blocks and of the end
   bool tie_word_embeddings = true;
   bool head_bias = false;
@@ -47,6 +48,17 @@ struct DecoderConfig {
 
   // config.json as it is written: every key that the family reads, resolved, and those of the source that it passes on.
   nlohmann::ordered_json source;
+
+  // Block `index`, those of the modules after the others, and where its parameters stand.
+  int64_t block_count() const { return static_cast<int64_t>(blocks.size() + mtp.size()); }
+  const BlockConfig& block(int64_t index) const {
+    const auto own = static_cast<int64_t>(blocks.size());
+    return index < own ? blocks.at(index) : mtp.at(index - own);
+  }
+  std::string block_name(int64_t index) const {
+    const auto own = static_cast<int64_t>(blocks.size());
+    return index < own ? "model.layers." + std::to_string(index) : "mtp.layers." + std::to_string(index - own);
+  }
 };
 
 }  // namespace cairn::models

@@ -39,7 +39,8 @@ class Seams {
 
   // 5. Around a block, forward and backward: gather its weights before, release them after. after_backward also means
   // that this micro-batch has added all it has to the gradients of the block's weights. Block -1 is the embedding,
-  // block `blocks` the final norm; the head's weights are there as long as the step is.
+  // block `blocks` the final norm, those after it the modules that predict further tokens (which read the embedding too);
+  // the head's weights are there as long as the step is.
   virtual void before_forward(int64_t block) const {}
   virtual void after_forward(int64_t block) const {}
   virtual void before_backward(int64_t block) const {}

@@ -7,11 +7,11 @@
 #include <cstdio>
 
 #include "checkpoints/journal.h"
-#include "checkpoints/safetensors.h"
 #include "trainer/address_cache.h"
 #include "trainer/address_parts.h"
 #include "trainer/console.h"
 #include "trainer/environment.h"
+#include "trainer/model_io.h"
 #include "trainer/replay_steps.h"
 #include "trainer/run_files.h"
 
@@ -23,9 +23,9 @@ using Json = nlohmann::ordered_json;
 
 bool is_run(const fs::path& path) { return fs::exists(path / "run.yaml") || fs::is_directory(path / "checkpoints"); }
 
-// A model folder; one inside a run knows its step.
+// A model folder or a GGUF file; a folder inside a run knows its step.
 Located model_at(const std::string& address) {
-  checkpoints::ModelWeights::open(address);  // pickled weights are refused here
+  open_weights(address);  // pickled weights are refused here
   Located located{.address = address, .folder = address};
   const fs::path path = fs::absolute(address).lexically_normal();
   const fs::path folder = path.filename().empty() ? path.parent_path() : path;
@@ -199,10 +199,11 @@ AddressParts split_address(const std::string& address) {
           fmt::format("{}: nothing stands behind the @: expected a step, last or best", address));
   }
   if (parts.run.filename().empty() && parts.run.has_parent_path()) parts.run = parts.run.parent_path();  // RUN/@3
-  if (!fs::is_directory(parts.run)) throw std::runtime_error(fmt::format("{}: no such model folder or run", address));
+  if (!fs::is_directory(parts.run))
+    throw std::runtime_error(fmt::format("{}: no such model folder, GGUF file or run", address));
   if (!is_run(parts.run)) {
-    throw std::runtime_error(
-        fmt::format("{}: neither a model (no config.json) nor a run (no checkpoints/)", parts.run.string()));
+    throw std::runtime_error(fmt::format(
+        "{}: neither a model (no config.json, no GGUF file) nor a run (no checkpoints/)", parts.run.string()));
   }
   return parts;
 }
@@ -220,7 +221,7 @@ int64_t selected_step(const AddressParts& parts, const std::string& address, con
 }
 
 Located locate(const std::string& address, const LocateOptions& options) {
-  if (fs::exists(fs::path(address) / "config.json")) return model_at(address);
+  if (is_model(address)) return model_at(address);
   const AddressParts parts = split_address(address);
   return locate_step(parts.run, selected_step(parts, address, options), parts.ema, options);
 }

@@ -1,5 +1,5 @@
-// What a user may name as a model (law 2), turned into a folder in the Hugging Face layout: a stored step is its own
-// folder; one that is not stored is rebuilt by replay, verified and kept in the run's cache.
+// What a user may name as a model (law 2), turned into a folder in the Hugging Face layout or a GGUF file: a stored
+// step is its own folder; one that is not stored is rebuilt by replay, verified and kept in the run's cache.
 #pragma once
 
 #include <filesystem>
@@ -13,7 +13,7 @@ namespace cairn {
 // One model: the folder to load it from, and where it stands in a series.
 struct Located {
   std::string address;           // as the user would write it: RUN@N, RUN@N:ema, or the path
-  std::filesystem::path folder;  // config.json, safetensors, tokenizer.json
+  std::filesystem::path folder;  // config.json, safetensors, tokenizer.json; or a GGUF file, which has all of it
   std::filesystem::path run;     // empty where it is no step of a run
   std::optional<int64_t> step;   // of the run or the series
   bool ema = false;              // the moving average of the weights instead of the weights
@@ -25,7 +25,7 @@ struct LocateOptions {
   std::function<void(const std::string&)> say = {};  // the cost before it is spent, progress; default: stderr
 };
 
-// RUN, RUN@N, RUN@0, RUN@last, RUN@best, RUN@best:NAME, any of them with :ema, or a model folder. Throws
+// RUN, RUN@N, RUN@0, RUN@last, RUN@best, RUN@best:NAME, any of them with :ema, a model folder or a GGUF file. Throws
 // std::runtime_error (nothing there, beyond the run, not verified) or std::invalid_argument (not an address).
 Located locate(const std::string& address, const LocateOptions& options = {});
 

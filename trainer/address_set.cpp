@@ -5,6 +5,7 @@
 #include "trainer/address_parts.h"
 #include "trainer/config/tree.h"
 #include "trainer/console.h"
+#include "trainer/model_io.h"
 
 namespace cairn {
 namespace {
@@ -176,7 +177,8 @@ std::regex regex_of(const std::string& pattern) {
   return std::regex(text);
 }
 
-// FOLDER/step{N}: its folders of that name, or, in a cache of the Hugging Face hub, its revisions of that name.
+// FOLDER/step{N}: its folders (or GGUF files) of that name, or, in a cache of the Hugging Face hub, its revisions of
+// that name.
 std::vector<Located> locate_pattern(const std::string& set) {
   std::string folder = ".", name, below;
   const size_t number = set.find(kNumber), begin = set.rfind('/', number), end = set.find('/', number);
@@ -201,7 +203,7 @@ std::vector<Located> locate_pattern(const std::string& set) {
       path = fs::path(folder) / "snapshots" / commit;
     }
     if (!below.empty()) path /= below;
-    if (!fs::exists(path / "config.json")) continue;
+    if (!is_model(path)) continue;
     const auto [at, fresh] = found.emplace(*step, path.string());
     if (!fresh) {
       throw std::runtime_error(fmt::format("{}: {} and {} are both step {}: make the pattern narrower", set, at->second,
@@ -209,8 +211,8 @@ std::vector<Located> locate_pattern(const std::string& set) {
     }
   }
   if (found.empty())
-    throw std::runtime_error(
-        fmt::format("{}: no model folder in {} is called {}, {} being a number", set, folder, name, kNumber));
+    throw std::runtime_error(fmt::format("{}: no model folder or GGUF file in {} is called {}, {} being a number", set,
+                                         folder, name, kNumber));
   std::vector<Located> located;
   for (const auto& [step, path] : found) {
     located.push_back(locate(path));
@@ -255,7 +257,7 @@ bool names_several(const std::string& set) {
 std::vector<Located> locate_set(const std::string& set, bool run_is_set, const LocateOptions& options) {
   if (set.find(kNumber) != std::string::npos && !fs::exists(set)) return locate_pattern(set);
   if (is_list(set)) return locate_list(set, options);
-  if (fs::exists(fs::path(set) / "config.json")) return {locate(set, options)};
+  if (is_model(set)) return {locate(set, options)};
   const AddressParts parts = split_address(set);
   if (parts.selector == "stored" || (parts.selector.empty() && run_is_set))
     return locate_steps(parts, set, stored_steps(parts.run), options);

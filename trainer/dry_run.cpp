@@ -14,6 +14,7 @@ nlohmann::ordered_json dry_run(const config::RunConfig& config) {
   const models::DecoderConfig decoder_config = make_decoder_config(config, *tokenizer);
   check_samples(config, *tokenizer, decoder_config);
   check_experts(config, decoder_config);
+  check_modules(config, decoder_config);
   check_indexer(config, decoder_config);
   const auto data = make_dataset(config, tokenizer, {});
   const auto last = last_step(config, *data);
@@ -26,7 +27,8 @@ nlohmann::ordered_json dry_run(const config::RunConfig& config) {
   // Weights, gradient, lane sums, moments, average; activations of one micro-batch by their largest parts.
   double activations = 0;
   const double rows = static_cast<double>(stage.train.micro_batch) * stage.data.context;
-  for (const auto& block : decoder_config.blocks) {
+  for (int64_t i = 0; i < decoder_config.block_count(); ++i) {
+    const models::BlockConfig& block = decoder_config.block(i);
     double width =
         static_cast<double>(2 * block.attention.num_attention_heads + 2 * block.attention.num_key_value_heads) *
         block.attention.head_dim;
@@ -38,8 +40,8 @@ nlohmann::ordered_json dry_run(const config::RunConfig& config) {
     activations += rows * 4 * (4.0 * decoder_config.hidden_size + width + 3.0 * block.feed_forward.intermediate_size);
   }
   if (stage.train.activation_checkpointing)
-    activations = activations / decoder_config.blocks.size() +
-                  rows * 8 * decoder_config.hidden_size * decoder_config.blocks.size();
+    activations = activations / decoder_config.block_count() +
+                  rows * 8 * decoder_config.hidden_size * decoder_config.block_count();
   const double memory =
       4 * parameters *
           (2 + lanes + moments + (stage.optim.ema > 0 ? 1 : 0) + (config.checkpoints.async ? 1 + moments : 0)) +

@@ -39,9 +39,11 @@ void prepare_process() {
   std::signal(SIGPIPE, SIG_IGN);
   setenv("MKL_CBWR", has_avx512() ? "AVX512,STRICT" : "AVX2,STRICT", 0);
   // Activations come and go with every micro-batch: without this each would be mapped, faulted in and unmapped again.
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  // Blocks above 32 MiB (chunks of logits, large weights) are mapped: on the heap they leave holes that nothing else
+  // fills, and the peak would depend on the order in which they came.
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
   mallopt(M_TRIM_THRESHOLD, -1);
-  mallopt(M_TOP_PAD, 64 << 20);
+  mallopt(M_TOP_PAD, 16 << 20);
 }
 
 int set_threads(int threads, int local_ranks) {

@@ -16,12 +16,18 @@ inline double step_flops(const models::Decoder& model, int64_t tokens, int64_t c
     if (!product) continue;
     double active = 1;  // of a block's experts a token sees some
     if (parameter.name.find(".mlp.experts.") != std::string::npos) {
-      const auto& experts = model.config().blocks.at(std::stoul(parameter.name.substr(13))).experts;
+      const bool module = parameter.name.starts_with("mtp.layers.");
+      const auto& blocks = module ? model.config().mtp : model.config().blocks;
+      const auto& experts = blocks.at(std::stoul(parameter.name.substr(module ? 11 : 13))).experts;
       active = static_cast<double>(experts->num_experts_per_tok) / static_cast<double>(experts->num_experts);
     }
+    // Each module that predicts further tokens takes the head once more.
+    const bool head = parameter.role == models::Role::head || parameter.role == models::Role::embedding;
+    if (head) active = 1 + static_cast<double>(model.config().mtp.size());
     weights += active * static_cast<double>(parameter.numel());
   }
-  for (const auto& block : model.config().blocks) {
+  for (int64_t i = 0; i < model.config().block_count(); ++i) {
+    const models::BlockConfig& block = model.config().block(i);
     if (const auto& net = block.delta_net) {
       attention += 18.0 * net->num_value_heads * net->key_head_dim * net->value_head_dim;
       continue;

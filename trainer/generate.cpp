@@ -9,7 +9,10 @@
 #include <numeric>
 
 #include "checkpoints/file.h"
+#include "checkpoints/gguf.h"
 #include "models/random.h"
+#include "trainer/draft.h"
+#include "trainer/model_io.h"
 #include "trainer/text_stream.h"
 
 namespace cairn {
@@ -67,9 +70,11 @@ CAIRN_VECTORS double masses(const float* x, int64_t n, float largest, double sca
 
 std::vector<int32_t> end_ids(const std::string& folder) {
   for (const char* name : {"generation_config.json", "config.json"}) {
-    const std::filesystem::path path = std::filesystem::path(folder) / name;
+    const bool gguf = checkpoints::is_gguf(folder);
+    const std::filesystem::path path = gguf ? std::filesystem::path(folder) : std::filesystem::path(folder) / name;
     if (!std::filesystem::exists(path)) continue;
-    const auto json = nlohmann::json::parse(checkpoints::read_file(path), nullptr, false);
+    const nlohmann::json json = gguf ? nlohmann::json(read_model_config(folder))
+                                     : nlohmann::json::parse(checkpoints::read_file(path), nullptr, false);
     if (!json.is_object() || !json.contains("eos_token_id") || json.at("eos_token_id").is_null()) continue;
     const auto& found = json.at("eos_token_id");
     const auto is_id = [](const nlohmann::json& id) {
@@ -88,10 +93,14 @@ void check(const SamplingOptions& options) {
     throw std::invalid_argument(fmt::format("{}: found {}, expected {}", key, found, expected));
   };
   if (options.max_tokens < 1) refuse("max-tokens", options.max_tokens, "at least 1");
+  if (options.min_tokens < 0 || options.min_tokens > options.max_tokens)
+    refuse("min-tokens", options.min_tokens, "0 to max-tokens");
   if (!(options.temperature >= 0)) refuse("temperature", options.temperature, "0 (greedy) or more");
   if (options.top_k < 0) refuse("top-k", options.top_k, "0 (off) or more");
   if (!(options.top_p > 0 && options.top_p <= 1)) refuse("top-p", options.top_p, "above 0, at most 1");
   if (!(options.min_p >= 0 && options.min_p < 1)) refuse("min-p", options.min_p, "0 (off) to below 1");
+  if (!options.draft.empty() && options.draft != "mtp")
+    throw std::invalid_argument(fmt::format("draft: found '{}', expected mtp", options.draft));
 }
 
 std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options,
@@ -160,6 +169,37 @@ std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, 
   }
 }
 
+at::Tensor Generator::forward(const std::vector<int32_t>& ids, models::SequenceCache& cache) const {
+  const auto rows = static_cast<int64_t>(ids.size());
+  models::Pass pass{.batch = 1, .length = rows};
+  pass.positions = at::arange(cache.length, cache.length + rows, at::kInt);
+  pass.cache = &cache;
+  at::Tensor input = at::empty({rows}, at::kInt);
+  std::copy(ids.begin(), ids.end(), input.data_ptr<int32_t>());
+  return model_.hidden(input, pass);
+}
+
+std::pair<int32_t, float> sample_token(const float* logits, int64_t vocabulary, const SamplingOptions& options,
+                                       double uniform, std::span<const int32_t> barred) {
+  if (barred.empty()) return sample_token(logits, vocabulary, options, uniform);
+  std::vector<float> left(logits, logits + vocabulary);
+  for (const int32_t id : barred) {
+    if (id >= 0 && id < vocabulary) left[id] = -std::numeric_limits<float>::infinity();
+  }
+  const int32_t id = sample_token(left.data(), vocabulary, options, uniform).first;
+  const double temperature = options.temperature > 0 ? options.temperature : 1.0;
+  const float largest = largest_of(logits, vocabulary);
+  const double score = (static_cast<double>(logits[id]) - largest) / temperature;
+  return {id, static_cast<float>(score - std::log(masses(logits, vocabulary, largest, 1 / temperature, nullptr)))};
+}
+
+std::vector<int32_t> ending_ids(const data::Tokenizer& tokenizer, const SamplingOptions& options) {
+  if (!options.stop_at_eos) return {};
+  std::vector<int32_t> ids = options.end_ids;
+  if (tokenizer.eos_id()) ids.push_back(*tokenizer.eos_id());
+  return ids;
+}
+
 Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOptions& options,
                           const std::function<void(std::string_view)>& on_text) const {
   check(options);
@@ -178,41 +218,74 @@ Generation Generator::run(const std::vector<int32_t>& prompt, const SamplingOpti
   at::NoGradGuard no_grad;
   const at::AutoDispatchBelowADInplaceOrView plain;  // a token takes hundreds of views that nobody differentiates
   const int64_t budget = std::min(options.max_tokens, room);
-  models::SequenceCache cache = model_.make_cache(static_cast<int64_t>(prompt.size()) + budget);
+  const int64_t capacity = static_cast<int64_t>(prompt.size()) + budget;
+  models::SequenceCache cache = model_.make_cache(capacity);
+  std::optional<MtpDrafter> drafter;
+  if (options.draft == "mtp") drafter.emplace(model_, capacity);
   Generation result;
-  result.finish_reason = "length";
-  std::vector<int32_t> fresh = prompt;  // ids that the cache has not seen
   TextStream text(tokenizer_, options.stop);
-  for (int64_t i = 0; i < budget; ++i) {
-    const int64_t rows = fresh.size();
-    at::Tensor ids = at::empty({rows}, at::kInt), positions = at::empty({rows}, at::kInt);
-    for (int64_t r = 0; r < rows; ++r) {
-      ids.data_ptr<int32_t>()[r] = fresh[r];
-      positions.data_ptr<int32_t>()[r] = static_cast<int32_t>(cache.length + r);
-    }
-    models::Pass pass{.batch = 1, .length = rows, .positions = positions};
-    pass.cache = &cache;
-    const at::Tensor hidden = model_.hidden(ids, pass);
-    const at::Tensor logits = model_.logits(hidden.narrow(0, rows - 1, 1), pass).to(at::kFloat).cpu().contiguous();
-    const Philox draws{options.seed, Purpose::sample, static_cast<uint64_t>(prompt.size() + i)};
-    const auto [id, logprob] = sample_token(logits.data_ptr<float>(), logits.size(1), options, draws.uniform(0));
-    const bool ends = tokenizer_.eos_id() == id ||
-                      std::find(options.end_ids.begin(), options.end_ids.end(), id) != options.end_ids.end();
-    if (options.stop_at_eos && ends) {
-      result.finish_reason = "eos";
-      break;
-    }
+  const std::vector<int32_t> ends = ending_ids(tokenizer_, options);
+  // The token at place `index` of the sequence.
+  const auto draw = [&](const float* logits, int64_t index) {
+    const Philox draws{options.seed, Purpose::sample, static_cast<uint64_t>(index)};
+    const bool may_end = index - static_cast<int64_t>(prompt.size()) >= options.min_tokens;
+    return sample_token(logits, model_.config().vocab_size, options, draws.uniform(0),
+                        may_end ? std::span<const int32_t>() : ends);
+  };
+  // Takes a token in; why the text ends with it, or "".
+  const auto take = [&](int32_t id, float logprob) -> std::string {
+    if (std::find(ends.begin(), ends.end(), id) != ends.end()) return "eos";
     result.ids.push_back(id);
     result.logprobs.push_back(logprob);
-    fresh = {id};
     text.push(id);
     if (on_text) {
       if (const std::string piece = text.take(); !piece.empty()) on_text(piece);
     }
-    if (text.stopped()) {
-      result.finish_reason = "stop";
-      break;
+    if (text.stopped()) return "stop";
+    return static_cast<int64_t>(result.ids.size()) == budget ? "length" : "";
+  };
+
+  std::vector<int32_t> known = prompt;
+  while (result.finish_reason.empty()) {
+    // The ids that the cache has not seen, and what may follow them.
+    const std::vector<int32_t> fresh(known.begin() + cache.length, known.end());
+    std::vector<int32_t> drafts;
+    if (drafter && cache.length > 0) {
+      const int64_t left = budget - static_cast<int64_t>(result.ids.size());
+      drafts = drafter->propose(known, left - 1,
+                                [&](const float* logits, int64_t index) { return draw(logits, index).first; });
+      result.drafted += static_cast<int64_t>(drafts.size());
     }
+    const StatesBefore before(drafts.empty() ? models::SequenceCache{} : cache);
+    std::vector<int32_t> rows = fresh;
+    rows.insert(rows.end(), drafts.begin(), drafts.end());
+    at::Tensor hidden = forward(rows, cache);
+    const int64_t decided = static_cast<int64_t>(drafts.size()) + 1;
+    const at::Tensor logits =
+        model_.logits(hidden.narrow(0, hidden.size(0) - decided, decided), {}).to(at::kFloat).cpu().contiguous();
+    // As many rows count as there are drafts that stood before them.
+    int64_t stood = 0;
+    while (true) {
+      const auto [id, logprob] =
+          draw(logits.const_data_ptr<float>() + stood * logits.size(1), static_cast<int64_t>(known.size()));
+      known.push_back(id);
+      const bool as_drafted = stood + 1 < decided && drafts[stood] == id;
+      result.accepted += as_drafted;
+      result.finish_reason = take(id, logprob);
+      if (!as_drafted || !result.finish_reason.empty()) break;
+      ++stood;
+    }
+    if (!result.finish_reason.empty()) break;
+    const int64_t kept = static_cast<int64_t>(fresh.size()) + stood;
+    if (kept < hidden.size(0)) {
+      if (before.any()) {
+        before.restore(cache);
+        hidden = forward({rows.begin(), rows.begin() + kept}, cache);
+      } else {
+        cache.length -= hidden.size(0) - kept;
+      }
+    }
+    if (drafter) drafter->saw(hidden.narrow(0, 0, kept));
   }
   const std::string rest = text.finish();
   if (on_text && !rest.empty()) on_text(rest);

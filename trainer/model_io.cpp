@@ -3,6 +3,9 @@
 #include <filesystem>
 
 #include "checkpoints/file.h"
+#include "checkpoints/gguf.h"
+#include "trainer/dequantize.h"
+#include "trainer/gguf_model.h"
 
 namespace cairn {
 namespace {
@@ -42,25 +45,34 @@ const TypePair& type_of(at::ScalarType type) {
 constexpr const char* kIgnoredEndings[] = {".attn.bias", ".attn.masked_bias", ".attention.bias",
                                            ".attention.masked_bias", ".rotary_emb.inv_freq"};
 
-// MXFP4 (OCP microscaling formats): blocks [..., rows, G, 16] of two 4-bit numbers a byte, the low half first, and
-// scales [..., rows, G], powers of two biased by 127 -> float32 [..., G * 32, rows], as the tensor lies unquantised.
-at::Tensor from_mxfp4(const at::Tensor& blocks, const at::Tensor& scales) {
-  const at::Tensor table = at::tensor(
-      {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f});
-  const at::Tensor low = blocks.bitwise_and(15).to(at::kLong), high = blocks.bitwise_right_shift(4).to(at::kLong);
-  const at::Tensor nibbles = at::stack({low, high}, -1).flatten(-2);  // [..., rows, G, 32]
-  const at::Tensor values = table.index_select(0, nibbles.flatten()).view(nibbles.sizes());
-  const at::Tensor exponents = scales.to(at::kInt) - 127;
-  return at::ldexp(values, exponents.unsqueeze(-1)).flatten(-2).transpose(-1, -2).contiguous();
-}
-
-// Blocks beyond the model's own: the heads that predict further tokens (DeepSeek-V3, GLM-4.5), which are not built.
-bool predicts_further(const std::string& name, const models::DecoderConfig& config) {
+// Tensors of modules that predict further tokens in a model that is built without them (DeepSeek-V3, GLM-4.5: blocks
+// beyond the model's own; Qwen3-Next: by their name).
+bool predicts_further(const std::string& name, const models::DecoderConfig& config, const models::Family& family) {
+  if (!config.mtp.empty()) return false;
+  if (family.passed_over && name.starts_with(family.passed_over)) return true;
   const std::string prefix = "model.layers.";
   if (!name.starts_with(prefix)) return false;
   const auto& source = config.source;
   if (!source.contains("num_nextn_predict_layers") && !source.contains("num_mtp_layers")) return false;
   return std::stoll(name.substr(prefix.size())) >= static_cast<int64_t>(config.blocks.size());
+}
+
+// The parameter that a tensor of a module is a copy of; "": it is none.
+std::string shared_with_module(const std::string& name, const models::DecoderConfig& config) {
+  const std::string head = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+  for (size_t m = 0; m < config.mtp.size(); ++m) {
+    const std::string module = fmt::format("model.layers.{}.", config.blocks.size() + m);
+    if (name == module + "embed_tokens.weight") return "model.embed_tokens.weight";
+    if (name == module + "shared_head.head.weight") return head;
+  }
+  return "";
+}
+
+// Of which module a tensor is; -1: of none.
+int64_t module_of(const models::DiskTensor& tensor) {
+  const std::string& parameter = tensor.parameters.at(0);
+  const std::string prefix = "mtp.layers.";
+  return parameter.starts_with(prefix) ? std::stoll(parameter.substr(prefix.size())) : -1;
 }
 
 bool ignored(const std::string& name) {
@@ -102,7 +114,31 @@ at::ScalarType torch_dtype(DType type) {
   throw std::invalid_argument(fmt::format("tensors of type {} are not supported", checkpoints::dtype_name(type)));
 }
 
+bool is_model(const fs::path& path) { return fs::exists(path / "config.json") || checkpoints::is_gguf(path); }
+
+checkpoints::ModelWeights open_weights(const fs::path& path) {
+  return checkpoints::is_gguf(path) ? gguf_weights(checkpoints::Gguf::open(path))
+                                    : checkpoints::ModelWeights::open(path);
+}
+
+void write_companions(const fs::path& model, checkpoints::FolderCommit& target, bool with_config) {
+  if (checkpoints::is_gguf(model)) {
+    for (const auto& [name, bytes] : gguf_folder_files(model))
+      if (with_config || name != "config.json") target.write(name, bytes);
+    return;
+  }
+  constexpr const char* kExtensions[] = {".json", ".txt", ".jinja", ".model"};
+  for (const auto& entry : fs::directory_iterator(model)) {
+    const std::string name = entry.path().filename().string(), extension = entry.path().extension().string();
+    const bool small = std::find(std::begin(kExtensions), std::end(kExtensions), extension) != std::end(kExtensions);
+    if (!entry.is_regular_file() || !small || name == checkpoints::kManifestName || name.ends_with(".index.json"))
+      continue;
+    if (with_config || name != "config.json") target.copy(name, entry.path());
+  }
+}
+
 nlohmann::ordered_json read_model_config(const std::string& folder) {
+  if (checkpoints::is_gguf(folder)) return gguf_config(checkpoints::Gguf::open(folder));
   const fs::path path = fs::path(folder) / "config.json";
   if (!fs::exists(path)) {
     throw std::runtime_error(
@@ -115,16 +151,29 @@ nlohmann::ordered_json read_model_config(const std::string& folder) {
   }
 }
 
+int64_t modules_in(const nlohmann::ordered_json& json, const checkpoints::ModelWeights& weights) {
+  const models::DecoderConfig config = models::decoder_config(json, false);
+  const models::Family& family = models::family(config.model_type);
+  for (size_t m = 0; m < config.mtp.size(); ++m) {
+    const auto names = aliases(family.mtp_name(fmt::format("mtp.layers.{}.eh_proj.weight", m), config), family);
+    if (std::none_of(names.begin(), names.end(), [&](const auto& name) { return weights.contains(name); })) return m;
+  }
+  return config.mtp.size();
+}
+
 void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& weights, const std::string& where,
-                  bool without_indexer) {
+                  bool without_indexer, bool new_modules) {
   const models::DecoderConfig& config = decoder.config();
   const models::Family& family = models::family(config.model_type);
+  const int64_t modules =
+      new_modules ? modules_in(models::config_json(config), weights) : static_cast<int64_t>(config.mtp.size());
   std::set<std::string> used;
   std::vector<std::string> missing, unexpected;
   for (const models::DiskTensor& tensor : models::disk_tensors(config, decoder.parameters())) {
     if (without_indexer && !tensor.buffer &&
         decoder.parameters().at(tensor.parameters[0]).group == models::Group::indexer)
       continue;
+    if (module_of(tensor) >= modules) continue;
     const auto names = aliases(tensor.name, family);
     const auto name =
         std::find_if(names.begin(), names.end(), [&](const std::string& n) { return weights.contains(n); });
@@ -141,19 +190,35 @@ void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& wei
     }
     used.insert(*name);
     const TensorView& view = weights.get(*name);
-    if (!is_weight(view.dtype)) {
-      throw std::runtime_error(fmt::format("{}: tensor {} has type {}, expected F32, F16, BF16 or F64", where, *name,
-                                           checkpoints::dtype_name(view.dtype)));
+    const std::string factors = *name + "_scale_inv";
+    const bool tiled = view.dtype == DType::F8_E4M3 && weights.contains(factors);
+    if (!tiled && !is_weight(view.dtype)) {
+      throw std::runtime_error(
+          fmt::format("{}: tensor {} has type {}, expected F32, F16, BF16, F64, or F8_E4M3 with {} beside it", where,
+                      *name, checkpoints::dtype_name(view.dtype), factors));
     }
     try {
-      models::from_disk(tensor, tensor_of(view), config, decoder.parameters());
+      at::Tensor value = tensor_of(view);
+      if (tiled) used.insert(factors), value = from_fp8(value, tensor_of(weights.get(factors)));
+      models::from_disk(tensor, value, config, decoder.parameters());
+      weights.release(*name);
     } catch (const std::runtime_error& error) {
       throw std::runtime_error(fmt::format("{}: {}; does config.json belong to these weights?", where, error.what()));
     }
   }
   for (const std::string& name : weights.names()) {
-    if (used.contains(name) || ignored(name) || predicts_further(name, config)) continue;
-    if (family.passed_over && name.starts_with(family.passed_over)) continue;
+    if (used.contains(name) || ignored(name) || predicts_further(name, config, family)) continue;
+    if (const std::string shared = shared_with_module(name, config); !shared.empty()) {
+      const at::Tensor value = decoder.parameters().at(shared).value();
+      const at::Tensor copy = tensor_of(weights.get(name)).to(value.scalar_type());
+      if (copy.sizes() != value.sizes() || !at::equal(copy, value.to(at::kCPU))) {
+        throw std::runtime_error(
+            fmt::format("{}: {} differs from {}, which the modules that predict further tokens share here; with "
+                        "num_nextn_predict_layers: 0 in config.json the model is read without them",
+                        where, name, shared));
+      }
+      continue;
+    }
     const bool head = name == "lm_head.weight" || name == "embed_out.weight";
     if (!head || !config.tie_word_embeddings) {
       unexpected.push_back(name);
@@ -181,14 +246,23 @@ void load_weights(models::Decoder& decoder, const checkpoints::ModelWeights& wei
 }
 
 std::unique_ptr<models::Decoder> load_model(const std::string& folder, at::ScalarType dtype, at::Device device) {
-  const nlohmann::ordered_json json = read_model_config(folder);
+  nlohmann::ordered_json json = read_model_config(folder);
   models::DecoderConfig config;
-  try {
-    config = models::decoder_config(json, false);
-  } catch (const models::ConfigError& error) {
-    throw models::ConfigError(error.key, fmt::format("{}/config.json: {}: {}", folder, error.key, error.what()));
+  const auto configure = [&] {
+    try {
+      config = models::decoder_config(json, false);
+    } catch (const models::ConfigError& error) {
+      throw models::ConfigError(
+          error.key, fmt::format("{}{}: {}: {}", folder, checkpoints::is_gguf(folder) ? "" : "/config.json", error.key,
+                                 error.what()));
+    }
+  };
+  configure();
+  const auto weights = open_weights(folder);
+  if (!config.mtp.empty() && modules_in(json, weights) == 0) {
+    json["num_nextn_predict_layers"] = 0;
+    configure();
   }
-  const auto weights = checkpoints::ModelWeights::open(folder);
   auto decoder = std::make_unique<models::Decoder>(std::move(config), dtype, device);
   load_weights(*decoder, weights, folder);
   return decoder;

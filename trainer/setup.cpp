@@ -16,18 +16,22 @@ data::SourceOptions source_options(const config::SourceOptions& source) {
           .separator = source.separator,
           .jsonl = source.jsonl,
           .field = source.field,
+          .prompt = source.prompt,
+          .completion = source.completion,
           .shards = source.shards,
           .dtype = source.dtype,
           .weight = source.weight};
 }
 
-data::DataOptions data_options(const config::DataOptions& from) {
+data::DataOptions data_options(const config::DataOptions& from, bool examples) {
   data::DataOptions to;
   for (const auto& source : from.train) to.train.push_back(source_options(source));
   for (const auto& source : from.validation) to.validation.push_back(source_options(source));
   to.validation_fraction = from.validation_fraction;
   to.context = from.context;
   to.mask_documents = from.mask_documents;
+  to.examples = examples;
+  to.overlong = from.overlong;
   to.cache = from.cache;
   return to;
 }
@@ -58,13 +62,15 @@ fs::path origin_folder(const config::RunConfig& config, const fs::path& run) {
     if (newest != stored.rend()) return newest->path;
   }
   const std::string& from = *config.model.from;
-  if (!fs::exists(fs::path(from) / "config.json")) {
+  if (!is_model(from)) {
     // RUN@STEP of a step that is not stored: rebuilt where the cache has it no more.
     if (from.find('@') != std::string::npos && !fs::exists(from)) return locate(from).folder;
-    config.fail("model.from",
-                fmt::format("found '{}', where no model is (no config.json), expected the weights that the run starts "
-                            "from{}",
-                            from, run.empty() ? "" : ": no checkpoint of it is stored, so it begins again"));
+    config.fail(
+        "model.from",
+        fmt::format(
+            "found '{}', where no model is (no config.json, no GGUF file), expected the weights that the run starts "
+            "from{}",
+            from, run.empty() ? "" : ": no checkpoint of it is stored, so it begins again"));
   }
   return from;
 }
@@ -73,7 +79,8 @@ namespace {
 
 // The weights of model.from get an indexer beside each attention: `section` is their config.json.
 void add_indexer(const config::RunConfig& config, config::Json& section) {
-  const config::Json& added = config.model.config;
+  config::Json added = config.model.config;
+  added.erase("num_nextn_predict_layers");
   if (added.empty()) return;
   static const std::vector<std::string> known{"index_topk", "index_n_heads", "index_head_dim", "index_hadamard"};
   const std::string was = section.value("model_type", "");
@@ -101,6 +108,21 @@ void add_indexer(const config::RunConfig& config, config::Json& section) {
     }
     section[key] = value;
   }
+}
+
+}  // namespace
+
+namespace {
+
+// Modules that predict further tokens: as many as are asked for, new ones where the weights of model.from have fewer;
+// else those that the weights hold.
+void settle_modules(const config::RunConfig& config, const std::string& origin, config::Json& section) {
+  const char* key = "num_nextn_predict_layers";
+  if (config.model.config.contains(key)) {
+    section[key] = config.model.config.at(key);
+    return;
+  }
+  if (section.contains(key) && section.at(key) != 0) section[key] = modules_in(section, open_weights(origin));
 }
 
 }  // namespace
@@ -142,7 +164,14 @@ models::DecoderConfig make_decoder_config(const config::RunConfig& config, const
   if (!from) section["init"] = {{"name", config.model.init.name}};
   if (config.model.init.std) section["initializer_range"] = *config.model.init.std;
   try {
+    if (from) settle_modules(config, origin, section);
     models::DecoderConfig decoder = models::decoder_config(section, !from);
+    const auto modules = config.model.config.find("num_nextn_predict_layers");
+    if (from && modules != config.model.config.end() && *modules != decoder.mtp.size()) {
+      config.fail("model.num_nextn_predict_layers",
+                  fmt::format("found {}, but a {} has no modules that predict further tokens", modules->dump(),
+                              decoder.model_type));
+    }
     if (decoder.vocab_size < tokenizer.vocab_size()) {
       config.fail("model.vocab_size",
                   fmt::format("found {}, expected at least {}: the tokenizer has ids up to {}", decoder.vocab_size,
@@ -157,7 +186,10 @@ models::DecoderConfig make_decoder_config(const config::RunConfig& config, const
     return decoder;
   } catch (const models::ConfigError& error) {
     if (config.model.config.contains(error.key)) config.fail("model." + error.key, error.what());
-    if (from) config.fail("model.from", fmt::format("{}/config.json: {}: {}", origin, error.key, error.what()));
+    if (from) {
+      config.fail("model.from", fmt::format("{}{}: {}: {}", origin, fs::is_directory(origin) ? "/config.json" : "",
+                                            error.key, error.what()));
+    }
     config.fail("model." + error.key, error.what());
   }
 }
@@ -167,7 +199,7 @@ std::unique_ptr<data::Dataset> make_dataset(const config::RunConfig& config, Tok
   config::require_paths(config);
   std::vector<data::StageData> stages;
   for (const auto& stage : config.stages)
-    stages.push_back({.data = data_options(stage.data),
+    stages.push_back({.data = data_options(stage.data, config.objective == "sft"),
                       .batch = stage.train.batch,
                       .steps = config.staged ? stage.steps.value_or(0) : 0});
   return std::make_unique<data::Dataset>(std::move(stages), std::move(tokenizer), config.seed.data, progress);
@@ -376,6 +408,27 @@ void check_experts(const config::RunConfig& config, const models::DecoderConfig&
   }
 }
 
+void check_modules(const config::RunConfig& config, const models::DecoderConfig& decoder) {
+  const auto modules = static_cast<int64_t>(decoder.mtp.size());
+  for (size_t i = 0; i < config.stages.size(); ++i) {
+    const config::Stage& stage = config.stages[i];
+    const std::string key = "train.mtp_loss_scaling_factor", own = fmt::format("stages.{}.{}", i, key);
+    if (modules == 0 && stage.train.mtp_loss_scaling_factor) {
+      config.fail(config.locations.contains(own) ? own : key,
+                  fmt::format("found {}, but the model has no modules that predict further tokens: expected "
+                              "num_nextn_predict_layers above 0 in the model section (deepseek_v3, deepseek_v32, "
+                              "glm4_moe, glm_moe_dsa, qwen3_next), or no such key",
+                              *stage.train.mtp_loss_scaling_factor));
+    }
+    if (modules > 0 && stage.data.context <= modules) {
+      config.fail("data.context",
+                  fmt::format("found {}, expected more than num_nextn_predict_layers ({}): the last module would have "
+                              "nothing to predict",
+                              stage.data.context, modules));
+    }
+  }
+}
+
 StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step,
                            std::optional<int64_t> last) {
   const config::IndexerOptions& indexer = stage.indexer;
@@ -395,6 +448,7 @@ StepSettings step_settings(const config::RunConfig& config, const config::Stage&
                       .router_z_loss = stage.experts.router_z_loss},
           .bias_update_speed = stage.experts.bias_update_speed,
           .z_loss = stage.optim.z_loss,
+          .mtp_loss_scaling_factor = stage.train.mtp_loss_scaling_factor.value_or(0.1),
           .dropout = config.model.dropout,
           .dropout_seed = config.seed.dropout,
           .products = product_type(stage.train.precision),

@@ -61,6 +61,10 @@ void check_indexer(const config::RunConfig& config, const models::DecoderConfig&
 // Throws config::ConfigError where a stage has settings of experts and the model has none.
 void check_experts(const config::RunConfig& config, const models::DecoderConfig& decoder);
 
+// Throws config::ConfigError where a stage weighs the loss of modules that predict further tokens and the model has
+// none, or has more of them than a sequence has tokens to predict.
+void check_modules(const config::RunConfig& config, const models::DecoderConfig& decoder);
+
 StepSettings step_settings(const config::RunConfig& config, const config::Stage& stage, int64_t step,
                            std::optional<int64_t> last);
 

@@ -111,7 +111,9 @@ void prepare_pass(models::Pass& pass, const StepData& data, const StepSettings& 
 at::Tensor pooled_balance(State& state, const StepData& data, const StepSettings& settings) {
   double coefficient = 0;
   int64_t blocks = 0, experts = 0;
-  for (const models::BlockConfig& block : state.model().config().blocks) {
+  const models::DecoderConfig& config = state.model().config();
+  for (int64_t i = 0; i < config.block_count(); ++i) {
+    const models::BlockConfig& block = config.block(i);
     if (!block.experts || block.experts->router_aux_loss_coef == 0) continue;
     coefficient = block.experts->router_aux_loss_coef, experts = block.experts->num_experts, ++blocks;
   }
@@ -126,13 +128,30 @@ at::Tensor pooled_balance(State& state, const StepData& data, const StepSettings
     prepare_pass(input.pass, data, settings, state.step + 1, first + row);
     input.pass.indexer.train = false;
     input.pass.measured = &measured;
-    state.model().hidden(input.ids, input.pass);
+    at::Tensor hidden = state.model().hidden(input.ids, input.pass);
+    for (int64_t m = 0; m < state.model().mtp_modules(); ++m) {
+      const auto next = models::mtp_rows(input.ids, input.targets, input.pass.segments, input.pass.batch, m);
+      hidden = state.model().mtp_hidden(m, hidden, next.ids, input.pass);
+    }
   }
   add_up(measured, state.world());
   at::Tensor counts = at::zeros({experts}, at::kDouble);
   for (const auto& [block, count] : measured.experts) counts += count.to(at::kDouble);
   const double total_rows = static_cast<double>(data.rows_count) * static_cast<double>(blocks);
   return (counts * (coefficient * static_cast<double>(experts) / (total_rows * total_rows))).to(at::kFloat);
+}
+
+// Target tokens of the whole batch that each module which predicts further tokens has.
+std::vector<int64_t> mtp_targets(const State& state, const StepData& data, const StepSettings& settings) {
+  std::vector<int64_t> targets;
+  const int64_t modules = data.loss ? 0 : state.model().mtp_modules();
+  if (modules == 0) return targets;
+  const ModelInput batch = model_input(data.rows(0, settings.batch));
+  for (int64_t m = 0; m < modules; ++m) {
+    const auto rows = models::mtp_rows(batch.ids, batch.targets, batch.pass.segments, batch.pass.batch, m);
+    targets.push_back(rows.targets.ge(0).sum().item<int64_t>());
+  }
+  return targets;
 }
 
 // Of the tokens per expert of each block: violation (max - mean) / mean, dead experts, entropy of the shares in nats.
@@ -161,12 +180,12 @@ void move_routing_biases(models::Decoder& model, const models::Measured& measure
   if (speed == 0) return;
   const at::NoGradGuard no_grad;
   for (const auto& [block, counts] : measured.experts) {
-    const auto& experts = model.config().blocks.at(block).experts;
+    const auto& experts = model.config().block(block).experts;
     if (!experts || !experts->correction_bias) continue;
-    const at::Tensor bias =
-        model.parameters()
-            .buffer(fmt::format("model.layers.{}.mlp.{}.e_score_correction_bias", block, experts->gate_name))
-            .tensor;
+    const at::Tensor bias = model.parameters()
+                                .buffer(fmt::format("{}.mlp.{}.e_score_correction_bias",
+                                                    model.config().block_name(block), experts->gate_name))
+                                .tensor;
     const int64_t E = counts.numel(), total = counts.sum().item<int64_t>(), *count = counts.const_data_ptr<int64_t>();
     at::Tensor moves = at::zeros({E}, at::kFloat);
     for (int64_t e = 0; e < E; ++e) {
@@ -189,12 +208,20 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
   models::ExpertsPass experts = settings.experts;
   if (settings.trains_model) experts.balance = pooled_balance(state, data, settings);
   const bool trains_indexer = settings.trains_indexer && state.has(models::Group::indexer);
+  // DeepSeek-V3 report, equation 25: the mean over the modules of the mean over each one's targets, times a factor.
+  const std::vector<int64_t> further = mtp_targets(state, data, settings);
+  std::vector<double> further_scales;
+  for (const int64_t count : further) {
+    further_scales.push_back(settings.mtp_loss_scaling_factor / static_cast<double>(further.size()) /
+                             static_cast<double>(std::max<int64_t>(count, 1)));
+  }
+  const size_t numbers = 3 * (1 + further.size());
   models::Measured measured;
-  std::vector<double> sums;         // [local lanes][nll, z, correct]
+  std::vector<double> sums;         // [local lanes][nll, z, correct of the model, then of each module]
   std::vector<at::Tensor> waiting;  // the same where a GPU has them: read when the step's work is done
   state.reducer().begin();
   for (int64_t lane = 0; lane < local_lanes; ++lane) {
-    std::array<double, 3> sum{};
+    std::vector<double> sum(numbers);
     at::Tensor device_sum;
     const int64_t first = (world.rank * local_lanes + lane) * lane_rows;
     for (int64_t row = 0; row < lane_rows; row += settings.micro_batch) {
@@ -205,9 +232,14 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
       input.pass.experts = experts;
       input.pass.measured = &measured;
       if (overlapped && lane + 1 == local_lanes && row + rows == lane_rows) input.pass.seams = &last_backward;
-      const models::Loss loss =
-          state.model().loss(input.ids, input.targets, input.pass, 1 / targets, settings.z_loss, settings.trains_model);
+      const models::Loss loss = data.loss ? data.loss(state.model(), input, first + row, rows)
+                                          : state.model().loss(input.ids, input.targets, input.pass, 1 / targets,
+                                                               settings.z_loss, settings.trains_model, further_scales);
       sum[0] += loss.nll, sum[1] += loss.z, sum[2] += static_cast<double>(loss.correct);
+      for (size_t m = 0; m < loss.mtp.size(); ++m) {
+        sum[3 * m + 3] += loss.mtp[m].nll, sum[3 * m + 4] += loss.mtp[m].z;
+        sum[3 * m + 5] += static_cast<double>(loss.mtp[m].correct);
+      }
       if (loss.sums.defined()) device_sum = device_sum.defined() ? device_sum + loss.sums : loss.sums;
       state.collect_gradients();
     }
@@ -222,14 +254,22 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
   state.reducer().finish();
 
   if (!waiting.empty()) {
-    const at::Tensor host = at::stack(waiting).cpu();  // [local lanes, 3]
+    const at::Tensor host = at::stack(waiting).cpu();  // [local lanes, numbers]
     sums.assign(host.const_data_ptr<double>(), host.const_data_ptr<double>() + host.numel());
   }
-  const std::vector<double> total = world.sum_lanes(sums, 3);
+  const std::vector<double> total = world.sum_lanes(sums, numbers);
   StepResult result{
       .loss = total[0] / targets, .z_loss = settings.z_loss * total[1] / targets, .accuracy = total[2] / targets};
   add_up(measured, world);
   measure_loads(measured);
+  for (size_t m = 0; m < further.size(); ++m) {
+    if (further[m] == 0) continue;
+    const auto block = static_cast<int64_t>(state.model().config().blocks.size() + m);
+    const double count = static_cast<double>(further[m]);
+    measured.add(block, "mtp_loss", total[3 * m + 3], count);
+    measured.add(block, "mtp_accuracy", total[3 * m + 5], count);
+    result.mtp_loss = result.mtp_loss.value_or(0) + total[3 * m + 3] / count / static_cast<double>(further.size());
+  }
   result.measured = std::move(measured);
   std::vector<std::pair<int64_t, int64_t>> parts;
   for (const auto& range : state.model().parameters().groups()) parts.emplace_back(range.begin, range.end);
@@ -239,7 +279,7 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
   result.tokens = settings.batch * data.context;
   result.targets = data.targets;
   result.finite = std::isfinite(result.grad_norm) && std::isfinite(result.loss) &&
-                  std::isfinite(result.indexer_grad_norm.value_or(0));
+                  std::isfinite(result.indexer_grad_norm.value_or(0)) && std::isfinite(result.mtp_loss.value_or(0));
   const bool spike = settings.skip_loss_above > 0 && result.loss > settings.skip_loss_above;
   result.updated = result.finite && !spike;
   if (observer) observer->gradients(state, result);

@@ -22,6 +22,7 @@ struct StepSettings {
   models::ExpertsPass experts;   // its `balance` is filled by the step
   double bias_update_speed = 0;  // of routing biases
   double z_loss = 0;
+  double mtp_loss_scaling_factor = 0.1;  // of modules that predict further tokens, where the model has some
   double dropout = 0;
   uint64_t dropout_seed = 0;
   at::ScalarType products = at::kFloat;
@@ -34,6 +35,7 @@ struct StepResult {
   double loss = 0;                          // nats a target token, over the whole batch
   double z_loss = 0;                        // mean of log^2 Z times its coefficient
   double accuracy = 0;                      // share of target tokens that were the argmax
+  std::optional<double> mtp_loss;           // mean over the modules of their nats a target token of their own
   double grad_norm = 0;                     // before clipping
   std::optional<double> indexer_grad_norm;  // where the indexer trains; likewise
   models::Measured measured;                // of the whole batch
@@ -43,6 +45,12 @@ struct StepResult {
   bool updated = true;  // false: the update was skipped
 };
 
+// What a model needs to know of rows of a batch. The tensors copy the batch's numbers.
+struct ModelInput {
+  at::Tensor ids, targets;  // int32 [N]
+  models::Pass pass;
+};
+
 // Where a step's sequences come from: any slice of the batch, and what is known of all of it.
 struct StepData {
   int64_t context = 0;
@@ -50,6 +58,9 @@ struct StepData {
   int64_t rows_count = 0;  // tokens of the whole batch
   int64_t queries = 0;     // those of them that are not the first of their document
   std::function<data::Batch(int64_t first, int64_t count)> rows;
+  // Where the loss is another than that of the targets: of the rows that `input` holds, with the whole backward pass;
+  // its `nll` is this micro-batch's share of `targets` times the step's loss.
+  std::function<models::Loss(models::Decoder& model, const ModelInput& input, int64_t first, int64_t count)> loss;
 };
 // The batch of step n.
 StepData step_data(const data::Dataset& data, int64_t n);
@@ -74,11 +85,6 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
 // mean chose it, down where more did. `measured`: counts of the global batch.
 void move_routing_biases(models::Decoder& model, const models::Measured& measured, double speed);
 
-// What a model needs to know of rows of a batch. The tensors copy the batch's numbers.
-struct ModelInput {
-  at::Tensor ids, targets;  // int32 [N]
-  models::Pass pass;
-};
 ModelInput model_input(const data::Batch& batch);
 
 }  // namespace cairn

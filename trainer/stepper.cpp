@@ -23,6 +23,10 @@ void check_machine(const config::RunConfig& config, parallel::World& world) {
   if (config.parallel.data > 0 && config.parallel.data != world.size) {
     config.fail("parallel.data", fmt::format("found {}, but {} ranks were started", config.parallel.data, world.size));
   }
+  if (config.objective == "grpo" && world.size > 1)
+    config.fail(
+        "objective",
+        fmt::format("found 'grpo' on {} ranks, expected one: sampling is not shared among ranks yet", world.size));
   world.agree("the configuration", config::to_yaml(config));
 }
 
@@ -45,8 +49,10 @@ void Stepper::prepare(const data::ProgressCallback& progress, const std::filesys
   decoder_config_ = make_decoder_config(config_, *tokenizer_, run);
   check_samples(config_, *tokenizer_, decoder_config_);
   check_experts(config_, decoder_config_);
+  check_modules(config_, decoder_config_);
   check_indexer(config_, decoder_config_);
   data_ = make_dataset(config_, tokenizer_, progress);
+  objective_ = make_objective(config_, tokenizer_, decoder_config_, *data_);
   last_ = last_step(config_, *data_);
   check_schedules(config_, last_);
 }
@@ -68,8 +74,9 @@ void Stepper::initialise() {
     const auto folder = origin_folder(config_);
     const std::string type = read_model_config(folder.string()).value("model_type", "");
     const bool adds_indexer = type != decoder_config_.model_type;
-    if (adds_indexer) state_->model().parameters().initialise(config_.seed.init);
-    load_weights(state_->model(), checkpoints::ModelWeights::open(folder), folder.string(), adds_indexer);
+    const bool adds_modules = config_.model.config.contains("num_nextn_predict_layers");
+    if (adds_indexer || adds_modules) state_->model().parameters().initialise(config_.seed.init);
+    load_weights(state_->model(), open_weights(folder), folder.string(), adds_indexer, adds_modules);
   } else {
     state_->model().parameters().initialise(config_.seed.init);
   }
@@ -134,7 +141,7 @@ Advance Stepper::advance(StepObserver* observer) {
   const double threshold = spikes_.threshold(stage.train.on_spike);
   // Neither a step that is skipped nor one that ends the run moves the weights.
   made.settings.skip_loss_above = threshold;
-  made.result = train_step(*state_, step_data(*data_, made.step), made.settings, observer);
+  made.result = train_step(*state_, objective_->step(*state_, made.step, made.settings), made.settings, observer);
 
   const bool spike = made.result.finite && threshold > 0 && made.result.loss > threshold;
   if (!made.result.finite) {

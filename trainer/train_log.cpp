@@ -25,12 +25,23 @@ void TrainLog::start(const std::filesystem::path& run, int ranks, bool resuming)
                             stepper_.decoder_config().model_type, stepper_.config().objective,
                             count(stepper_.state().model().parameters().numel()), stepper_.decoder_config().vocab_size,
                             count(train_tokens), at::get_num_threads(), ranks, run.string()));
+  const auto& options = stepper_.config().data;
+  for (int32_t i = 0; i < data.source_count(); ++i) {
+    const data::SourceInfo& source = data.source(i);
+    if (source.overlong > 0)
+      console_.line(fmt::format("{}: {} of {} examples are longer than {} tokens and are {}", source.name,
+                                source.overlong, source.train_documents, options.context,
+                                options.overlong == "drop" ? "left out" : "cut"));
+    if (source.silent > 0)
+      console_.line(fmt::format("{}: {} examples are left out: no token of theirs would be predicted within {} tokens",
+                                source.name, source.silent, options.context));
+  }
 }
 
 void TrainLog::curves(const Json& line) {
   if (!board_) return;
   const int64_t step = line.at("step").get<int64_t>();
-  for (const char* key : {"loss", "grad_norm", "lr", "accuracy"}) {
+  for (const char* key : {"loss", "mtp_loss", "grad_norm", "lr", "accuracy"}) {
     if (line.contains(key) && line.at(key).is_number())
       board_->scalar(fmt::format("train/{}", key), line.at(key).get<double>(), step);
   }

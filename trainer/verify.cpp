@@ -2,6 +2,7 @@
 
 #include <map>
 
+#include "checkpoints/gguf.h"
 #include "checkpoints/journal.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/store.h"
@@ -10,6 +11,7 @@
 #include "models/families/config_reader.h"
 #include "trainer/config/run_config.h"
 #include "trainer/data/cache.h"
+#include "trainer/gguf_model.h"
 #include "trainer/model_io.h"
 #include "trainer/run_files.h"
 #include "trainer/state.h"
@@ -51,8 +53,36 @@ void check_json_files(const fs::path& folder) {
   for (const auto& file : files) read_json(file);
 }
 
+std::vector<Checked> verify_gguf(const fs::path& path) {
+  const auto file = holding(path, [&] { return checkpoints::Gguf::open(path); });
+  std::vector<Checked> checked = {{path.string(), "GGUF",
+                                   fmt::format("version {}, {} entries of metadata, {} tensors: types, shapes, offsets",
+                                               file.version(), file.keys().size(), file.tensors().size())}};
+  if (file.tensors().empty()) return checked;  // a vocabulary
+  const auto unread = std::find_if(file.tensors().begin(), file.tensors().end(),
+                                   [](const checkpoints::GgufTensor& t) { return !t.type->to_float; });
+  const auto* architecture = file.find("general.architecture");
+  const auto& known = gguf_architectures();
+  const bool family = architecture && std::any_of(known.begin(), known.end(), [&](const GgufArchitecture& a) {
+                        return architecture->text() == a.name;
+                      });
+  if (!family || unread != file.tensors().end()) {
+    checked.push_back({path.string(), "model",
+                       family ? fmt::format("tensors of type {} are not read here: they were not compared with the "
+                                            "metadata",
+                                            unread->type->name)
+                              : "of an architecture that is not known here: its tensors were not compared with it"});
+    return checked;
+  }
+  holding(path, [&] { return load_model(path.string()); });
+  checked.push_back({path.string(), "model",
+                     "names and shapes of the tensors are those that the metadata describe; nothing records their "
+                     "digests"});
+  return checked;
+}
+
 at::ScalarType type_of(const checkpoints::ModelWeights& weights) {
-  const auto type = torch_dtype(weights.get(weights.names().at(0)).dtype);
+  const auto type = torch_dtype(weights.info(weights.names().at(0)).dtype);
   return at::isFloatingType(type) ? type : at::kFloat;
 }
 
@@ -322,6 +352,7 @@ constexpr Kind kKinds[] = {
        return p.extension() == ".safetensors" || p.string().ends_with(".safetensors.index.json");
      },
      verify_weights},
+    {"a GGUF file", checkpoints::is_gguf, verify_gguf},
 };
 
 }  // namespace

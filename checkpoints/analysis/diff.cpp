@@ -59,6 +59,8 @@ ModelDifference compare(const ModelWeights& a, const ModelWeights& b) {
       const std::string& name = names[i];
       result.tensors[i] =
           compare_tensors(name, a.contains(name) ? &a.get(name) : nullptr, b.contains(name) ? &b.get(name) : nullptr);
+      if (a.contains(name)) a.release(name);
+      if (b.contains(name)) b.release(name);
     } catch (...) {
 #pragma omp critical
       failure = std::current_exception();

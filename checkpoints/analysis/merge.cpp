@@ -60,7 +60,7 @@ void check_agreement(const MergeInput& pattern, const MergeInput& model) {
     throw std::runtime_error(fmt::format("{} has other tensors than {}: {}", model.name, pattern.name, what));
   }
   for (const std::string& name : pattern.weights.names()) {
-    const TensorView &a = pattern.weights.get(name), &b = model.weights.get(name);
+    const TensorView &a = pattern.weights.info(name), &b = model.weights.info(name);
     if (a.shape != b.shape) {
       throw std::runtime_error(
           fmt::format("{}: tensor {} has shape [{}], but [{}] in {}: models of one shape alone can be merged",
@@ -106,7 +106,7 @@ MergedWeights merge(const MergeSettings& settings, std::span<const MergeInput> m
   std::vector<size_t> offsets;
   size_t bytes = 0;
   for (const std::string& name : pattern.weights.names()) {
-    TensorView view = pattern.weights.get(name);
+    TensorView view = pattern.weights.info(name);
     view.name = name;
     if (dtype && is_floating(view.dtype)) view.dtype = *dtype;
     offsets.push_back(bytes);
@@ -131,6 +131,8 @@ MergedWeights merge(const MergeSettings& settings, std::span<const MergeInput> m
         method.combine(settings, inputs, base ? &base->weights.get(view.name) : nullptr, values);
         write_elements(values, view.dtype, out);
       }
+      for (const MergeInput& model : models) model.weights.release(view.name);
+      if (base) base->weights.release(view.name);
     }
     view.data = out;
     if (progress) progress(i + 1, result.views_.size());

@@ -19,11 +19,13 @@ DecoderConfig from_config(ConfigReader& reader) {
   const bool interleaved = reader.boolean("rope_interleave", true);
   for (BlockConfig& block : config.blocks) block.mla->rope.interleaved = interleaved;
   latent_experts(reader, config, {.n_group = 8, .topk_group = 4});
+  mtp_modules(reader, config);
   return config;
 }
 
 }  // namespace
 
-const Family deepseek_v3_family{"deepseek_v3", "DeepseekV3ForCausalLM", "model.", from_config, same_name, nullptr};
+const Family deepseek_v3_family{
+    "deepseek_v3", "DeepseekV3ForCausalLM", "model.", from_config, same_name, nullptr, nullptr, nullptr, numbered_on};
 
 }  // namespace cairn::models

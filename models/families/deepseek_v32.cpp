@@ -24,12 +24,14 @@ DecoderConfig from_config(ConfigReader& reader) {
   indexer.interleaved = false;  // NOTE: the layer's own RoPE is interleaved
   for (BlockConfig& block : config.blocks) block.indexer = indexer;
   latent_experts(reader, config, {.n_group = 8, .topk_group = 4, .layer_types = true});
+  mtp_modules(reader, config);
   return config;
 }
 
 }  // namespace
 
-const Family deepseek_v32_family{"deepseek_v32", "DeepseekV32ForCausalLM", "model.", from_config, same_name, nullptr,
-                                 "deepseek_v3"};
+const Family deepseek_v32_family{
+    "deepseek_v32", "DeepseekV32ForCausalLM", "model.", from_config, same_name, nullptr, "deepseek_v3", nullptr,
+    numbered_on};
 
 }  // namespace cairn::models

@@ -60,6 +60,15 @@ std::string replaced(std::string name, std::initializer_list<std::pair<const cha
 std::vector<DiskTensor> fused_qkv(const Parameters& parameters, std::string (*rename)(const std::string&),
                                   DiskLayout (*layout)(const std::string& disk_name));
 
+// ---- modules that predict further tokens
+
+// num_nextn_predict_layers: so many modules, each with a block like the decoder's last one. Call it when the blocks
+// are done.
+void mtp_modules(ConfigReader& reader, DecoderConfig& config);
+
+// DeepSeek's names: module m is model.layers.{num_hidden_layers + m}.
+std::string numbered_on(const std::string& parameter, const DecoderConfig& config);
+
 // ---- mixtures of experts
 
 // The key under which a config holds the number of experts: the family's `own`, or transformers 5's num_local_experts.

@@ -5,10 +5,10 @@ namespace {
 
 // ---- the table: one line a family ----
 const Family* const kFamilies[] = {
-    &deepseek_v3_family, &deepseek_v32_family, &gemma3_text_family, &glm4_moe_family,  &glm_moe_dsa_family,
-    &gpt2_family,        &gpt_neox_family,     &gpt_oss_family,     &llama_family,     &llama_dsa_family,
-    &mistral_family,     &mixtral_family,      &olmo2_family,       &olmo3_family,     &qwen2_family,
-    &qwen3_family,       &qwen3_dsa_family,    &qwen3_moe_family,   &qwen3_next_family,   &smollm3_family,
+    &deepseek_v3_family, &deepseek_v32_family, &gemma3_text_family, &glm4_moe_family,   &glm_moe_dsa_family,
+    &gpt2_family,        &gpt_neox_family,     &gpt_oss_family,     &llama_family,      &llama_dsa_family,
+    &mistral_family,     &mixtral_family,      &olmo2_family,       &olmo3_family,      &qwen2_family,
+    &qwen3_family,       &qwen3_dsa_family,    &qwen3_moe_family,   &qwen3_next_family, &smollm3_family,
 };
 
 // ---- initialisations ----
@@ -24,8 +24,10 @@ std::vector<std::pair<double*, double*>> deviations(BlockConfig& block) {
 void keep(DecoderConfig&) {}
 void scale_residual(DecoderConfig& config) {
   const double layers = static_cast<double>(config.blocks.size());
-  for (BlockConfig& block : config.blocks) {
-    for (const auto& [std, out_std] : deviations(block)) *out_std = *std / std::sqrt(2 * layers);
+  for (auto* blocks : {&config.blocks, &config.mtp}) {
+    for (BlockConfig& block : *blocks) {
+      for (const auto& [std, out_std] : deviations(block)) *out_std = *std / std::sqrt(2 * layers);
+    }
   }
 }
 struct Scheme {
@@ -47,9 +49,11 @@ void initialisation(DecoderConfig& config, const nlohmann::ordered_json& json) {
       } else if (key == "std" && value.is_number() && value.get<double>() > 0) {
         const double factor = value.get<double>() / config.init_std;
         config.init_std = value.get<double>();
-        for (BlockConfig& block : config.blocks) {
-          for (const auto& [std, out_std] : deviations(block)) *std *= factor, *out_std *= factor;
-          if (block.indexer) block.indexer->init_std *= factor;
+        for (auto* blocks : {&config.blocks, &config.mtp}) {
+          for (BlockConfig& block : *blocks) {
+            for (const auto& [std, out_std] : deviations(block)) *std *= factor, *out_std *= factor;
+            if (block.indexer) block.indexer->init_std *= factor;
+          }
         }
       } else if (key != "std" || !value.is_null()) {
         throw ConfigError("init", fmt::format("found {}: {}, expected name (a text) and std (a number above zero)", key,
@@ -118,7 +122,8 @@ std::string shape_text(at::IntArrayRef sizes) { return fmt::format("[{}]", fmt::
 void check(const DecoderConfig& config) {
   for (const BlockConfig& block : config.blocks) {
     if (block.indexer && config.dropout > 0)
-      throw ConfigError("dropout", fmt::format("found {}, expected 0: attention over a chosen set has no dropout", config.dropout));
+      throw ConfigError(
+          "dropout", fmt::format("found {}, expected 0: attention over a chosen set has no dropout", config.dropout));
     const AttentionConfig& a = block.attention;
     if (a.num_attention_heads % a.num_key_value_heads) {
       throw ConfigError("num_key_value_heads", fmt::format("found {}, expected a divisor of num_attention_heads ({})",
@@ -149,6 +154,27 @@ at::Tensor stacked(const std::vector<const Parameter*>& parts) {
   return at::cat(values);
 }
 
+// Weights that are dequantised when they are read, and written as they are then: MXFP4 (gpt-oss), and FP8 with a factor
+// for each tile of 128 x 128 (DeepSeek-V3).
+void quantization(ConfigReader& reader) {
+  const char* key = "quantization_config";
+  const auto found = reader.raw().find(key);
+  const nlohmann::ordered_json settings =
+      found != reader.raw().end() && found->is_object() ? *found : nlohmann::ordered_json::object();
+  const nlohmann::ordered_json method = settings.value("quant_method", nlohmann::ordered_json());
+  if (method != "mxfp4" && method != "fp8") {
+    reader.require(key, nullptr, "expected quant_method mxfp4 or fp8; other quantized weights are not supported");
+    return;
+  }
+  const nlohmann::ordered_json tile = settings.value("weight_block_size", nlohmann::ordered_json({128, 128}));
+  if (method == "fp8" && tile != nlohmann::ordered_json({128, 128})) {
+    throw ConfigError("quantization_config.weight_block_size",
+                      fmt::format("found {}, expected [128, 128]", tile.dump()));
+  }
+  reader.ignore({key});
+  reader.drop(key);
+}
+
 }  // namespace
 
 std::vector<const Family*> families() { return {std::begin(kFamilies), std::end(kFamilies)}; }
@@ -174,15 +200,7 @@ DecoderConfig decoder_config(const nlohmann::ordered_json& json, bool strict) {
     throw ConfigError("model_type", fmt::format("found {}, expected a mapping that has it", json.dump()));
   ConfigReader reader(json, strict);
   const Family& f = family(reader.text("model_type", std::nullopt));
-  const nlohmann::ordered_json& raw = reader.raw();
-  if (raw.contains("quantization_config") && raw.at("quantization_config").is_object() &&
-      raw.at("quantization_config").value("quant_method", "") == "mxfp4") {
-    // The weights are dequantised when they are read, and written as they are then.
-    reader.ignore({"quantization_config"});
-    reader.drop("quantization_config");
-  } else {
-    reader.require("quantization_config", nullptr, "quantized weights are not supported");
-  }
+  quantization(reader);
   reader.require("add_cross_attention", false, "the decoder has no encoder beside it");
   reader.require("is_encoder_decoder", false, "the decoder has no encoder beside it");
   reader.ignore({"init", "architectures", "auto_map", "_name_or_path"});
@@ -215,13 +233,17 @@ nlohmann::ordered_json config_json(const DecoderConfig& config) { return config.
 std::vector<DiskTensor> disk_tensors(const DecoderConfig& config, const Parameters& parameters) {
   const Family& f = family(config.model_type);
   std::vector<DiskTensor> tensors;
+  const auto named = [&](const std::string& name) {
+    if (name.starts_with("mtp.")) return f.mtp_name(name, config);
+    return f.rename ? f.rename(name) : name;
+  };
   if (f.disk) {
     tensors = f.disk(config, parameters);
   } else {
-    for (const Parameter& parameter : parameters.all()) tensors.push_back({f.rename(parameter.name), {parameter.name}});
+    for (const Parameter& parameter : parameters.all()) tensors.push_back({named(parameter.name), {parameter.name}});
   }
   for (const Buffer& buffer : parameters.buffers())
-    tensors.push_back({f.rename ? f.rename(buffer.name) : buffer.name, {buffer.name}, DiskLayout::plain, true});
+    tensors.push_back({named(buffer.name), {buffer.name}, DiskLayout::plain, true});
   return tensors;
 }
 

@@ -42,6 +42,9 @@ struct Family {
   const char* without_indexer = nullptr;
   // Begins the names of tensors that published files hold and this model has not; null: there are none.
   const char* passed_over = nullptr;
+  // The name on disk of a parameter of a module that predicts further tokens (`mtp.layers.0...`); null: the family has
+  // none.
+  std::string (*mtp_name)(const std::string& parameter, const DecoderConfig& config) = nullptr;
 };
 
 // The table of families, in order of name.

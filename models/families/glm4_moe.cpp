@@ -27,11 +27,13 @@ DecoderConfig from_config(ConfigReader& reader) {
     block.attention.rope = rope;
     if (static_cast<int64_t>(i) >= dense) block.experts = experts;
   }
+  mtp_modules(reader, config);
   return config;
 }
 
 }  // namespace
 
-const Family glm4_moe_family{"glm4_moe", "Glm4MoeForCausalLM", "model.", from_config, same_name, nullptr};
+const Family glm4_moe_family{"glm4_moe", "Glm4MoeForCausalLM", "model.", from_config, same_name, nullptr, nullptr,
+                             nullptr,    numbered_on};
 
 }  // namespace cairn::models

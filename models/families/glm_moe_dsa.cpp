@@ -27,11 +27,13 @@ DecoderConfig from_config(ConfigReader& reader) {
   for (BlockConfig& block : config.blocks) block.indexer = indexer;
   shared_indexers(reader, config);
   latent_experts(reader, config, {.n_group = 1, .topk_group = 1, .layer_types = true});
+  mtp_modules(reader, config);
   return config;
 }
 
 }  // namespace
 
-const Family glm_moe_dsa_family{"glm_moe_dsa", "GlmMoeDsaForCausalLM", "model.", from_config, same_name, nullptr};
+const Family glm_moe_dsa_family{
+    "glm_moe_dsa", "GlmMoeDsaForCausalLM", "model.", from_config, same_name, nullptr, nullptr, nullptr, numbered_on};
 
 }  // namespace cairn::models

@@ -91,11 +91,25 @@ DecoderConfig from_config(ConfigReader& reader) {
         experts.num_experts > 0 && (i + 1) % step == 0 && std::find(dense.begin(), dense.end(), i) == dense.end();
     if (sparse) block.experts = experts;
   }
+  mtp_modules(reader, config);
+  if (config.mtp.size() > 1) {
+    throw ConfigError("num_nextn_predict_layers",
+                      fmt::format("found {}, expected 0 or 1: the family's files have one mtp.fc", config.mtp.size()));
+  }
   return config;
+}
+
+// What stands around the block is named apart from it, under `mtp`.
+std::string mtp_name(const std::string& parameter, const DecoderConfig&) {
+  return replaced(parameter, {{"layers.0.eh_proj.", "fc."},
+                              {"layers.0.enorm.", "pre_fc_norm_embedding."},
+                              {"layers.0.hnorm.", "pre_fc_norm_hidden."},
+                              {"layers.0.shared_head.norm.", "norm."}});
 }
 
 }  // namespace
 
-const Family qwen3_next_family{"qwen3_next", "Qwen3NextForCausalLM", "model.", from_config, same_name, nullptr, nullptr, "mtp."};
+const Family qwen3_next_family{
+    "qwen3_next", "Qwen3NextForCausalLM", "model.", from_config, same_name, nullptr, nullptr, "mtp.", mtp_name};
 
 }  // namespace cairn::models

@@ -121,6 +121,23 @@ std::vector<DiskTensor> fused_qkv(const Parameters& parameters, std::string (*re
   return tensors;
 }
 
+void mtp_modules(ConfigReader& reader, DecoderConfig& config) {
+  const int64_t modules = reader.integer("num_nextn_predict_layers", 0, 0);
+  if (!reader.has("num_nextn_predict_layers")) reader.drop("num_nextn_predict_layers");
+  BlockConfig block = config.blocks.back();
+  block.delta_net.reset();  // Qwen3-Next: attention, whatever the last block is
+  if (block.indexer) block.indexer->owner = -1, block.indexer->users = 1;
+  config.mtp.assign(modules, block);
+}
+
+std::string numbered_on(const std::string& parameter, const DecoderConfig& config) {
+  const std::string own = "mtp.layers.";
+  size_t digits = 0;
+  const int64_t module = std::stoll(parameter.substr(own.size()), &digits);
+  return fmt::format("model.layers.{}{}", static_cast<int64_t>(config.blocks.size()) + module,
+                     parameter.substr(own.size() + digits));
+}
+
 const char* experts_key(const ConfigReader& reader, const char* own) {
   // transformers 5 writes its own name for all families.
   const bool other = !reader.has(own) && reader.has("num_local_experts");
@@ -179,7 +196,7 @@ ExpertsConfig deepseek_experts(ConfigReader& reader, const DecoderConfig& config
   reader.require("scoring_func", "sigmoid", "the family's router");
   reader.require("topk_method", "noaux_tc", "the family's router");
   reader.require("moe_layer_freq", 1, "experts stand in every block after the dense ones");
-  reader.ignore({"output_router_logits", "num_nextn_predict_layers", "num_mtp_layers", "ep_size"});
+  reader.ignore({"output_router_logits", "ep_size"});
   check_experts(experts, key);
   return experts;
 }

@@ -3,17 +3,10 @@
 #include "models/kernels/check.h"
 #include "models/kernels/cpu/simd_cross_entropy.h"
 #include "models/kernels/cpu/simd_norm.h"
+#include "models/kernels/head_rows.h"
 
 namespace cairn::kernels {
 namespace {
-
-// Rows of logits that are held at once, a multiple of 8: MKL's products with a ragged number of rows depend on the
-// number of threads. Large enough that the products run at full speed and that the gradient of the weight, which every
-// chunk reads and writes once, costs little; small enough to be of no weight beside the model.
-int64_t default_chunk_rows(int64_t vocabulary) {
-  constexpr int64_t kElements = int64_t{4} << 20;  // 16 MiB of logits; more where 256 rows need more
-  return std::clamp<int64_t>(kElements / vocabulary / 8 * 8, 256, 512);
-}
 
 // Pairwise, so that the rounding does not grow with n; a fixed tree.
 double tree_sum(const double* x, int64_t n) {
@@ -24,33 +17,6 @@ double tree_sum(const double* x, int64_t n) {
   }
   const int64_t half = (n + 1) / 2;
   return tree_sum(x, half) + tree_sum(x + half, n - half);
-}
-
-// The rows whose target is a token. Rows that are not predicted cost nothing.
-std::vector<int64_t> predicted_rows(const at::Tensor& targets, int64_t vocabulary, const char* op) {
-  std::vector<int64_t> rows;
-  const int32_t* target = targets.const_data_ptr<int32_t>();
-  for (int64_t n = 0; n < targets.numel(); ++n) {
-    if (target[n] < -1 || target[n] >= vocabulary) {
-      throw std::invalid_argument(fmt::format("[{}] targets[{}] is {}, expected -1 or an id of the vocabulary of {}",
-                                              op, n, target[n], vocabulary));
-    }
-    if (target[n] >= 0) rows.push_back(n);
-  }
-  return rows;
-}
-
-// hidden[rows[begin ... begin + count)] as a matrix whose number of rows is a multiple of 8: a view where that is
-// possible, else a copy in `buffer` [>= padded, D], filled up with zeros.
-at::Tensor chunk_of(const at::Tensor& hidden, const int64_t* rows, int64_t count, int64_t padded,
-                    const at::Tensor& buffer) {
-  if (count == padded && rows[count - 1] - rows[0] == count - 1) return hidden.narrow(0, rows[0], count);
-  const int64_t D = hidden.size(1);
-  const float* from = hidden.const_data_ptr<float>();
-  float* to = buffer.mutable_data_ptr<float>();
-  for (int64_t r = 0; r < count; ++r) std::copy_n(from + rows[r] * D, D, to + r * D);
-  std::fill_n(to + count * D, (padded - count) * D, 0.0f);
-  return buffer.narrow(0, 0, padded);
 }
 
 }  // namespace
@@ -93,7 +59,7 @@ CrossEntropyOutput linear_cross_entropy(const at::Tensor& hidden, const at::Tens
 
   for (int64_t begin = 0; begin < M; begin += most) {
     const int64_t count = std::min(most, M - begin), padded = (count + 7) / 8 * 8;
-    const bool in_place = count == padded && rows[begin + count - 1] - rows[begin] == count - 1;
+    const bool in_place = is_view(&rows[begin], count, padded);
     if (!in_place && !hidden_buffer.defined()) hidden_buffer = at::empty({held, D}, hidden.options());
     const at::Tensor h = chunk_of(hidden, &rows[begin], count, padded, hidden_buffer);  // [padded, D]
     at::Tensor logits = logits_buffer.narrow(0, 0, padded);                             // [padded, V]

@@ -5,12 +5,15 @@
 #include "models/kernels/cuda/table.h"
 #include "models/kernels/gated_norm.h"
 #include "models/kernels/norm.h"
+#include "models/kernels/paged_attention.h"
 #include "models/kernels/ref/attention.h"
 #include "models/kernels/ref/gated_norm.h"
+#include "models/kernels/ref/paged_attention.h"
 #include "models/kernels/ref/rope.h"
 #include "models/kernels/rope.h"
 #include "models/layers/attend.h"
 #include "models/layers/capture.h"
+#include "models/layers/paged_cache.h"
 
 namespace cairn::models {
 namespace {
@@ -194,10 +197,8 @@ struct RopeFunction : torch::autograd::Function<RopeFunction> {
   }
 };
 
-// Appends k and v [N, K, D] to the cache and attends from q [N, H, D]; q and k are given up.
-at::Tensor attend_cached(const Core& core, SequenceCache& cache, int64_t block, at::Tensor q, at::Tensor k,
-                         const at::Tensor& v, bool fast) {
-  at::NoGradGuard no_grad;
+// q and k rotated without a gradient, in place where the kernels do it.
+void rotate_plain(const Core& core, at::Tensor& q, at::Tensor& k, bool fast) {
   q = q.detach(), k = k.detach();
   if (fast) {
     core.rotate(q, false);
@@ -206,12 +207,37 @@ at::Tensor attend_cached(const Core& core, SequenceCache& cache, int64_t block, 
     q = kernels::ref::rope(q, core.positions, core.cos, core.sin, core.interleaved);
     k = kernels::ref::rope(k, core.positions, core.cos, core.sin, core.interleaved);
   }
+}
+
+// Appends k and v [N, K, D] to the cache and attends from q [N, H, D]; q and k are given up.
+at::Tensor attend_cached(const Core& core, SequenceCache& cache, int64_t block, at::Tensor q, at::Tensor k,
+                         const at::Tensor& v, bool fast) {
+  at::NoGradGuard no_grad;
+  rotate_plain(core, q, k, fast);
   const int64_t length = cache.length + q.size(0);
   const at::Tensor &keys = cache.layers[block].rows[0], &values = cache.layers[block].rows[1];
   append_rows(keys, cache, k);
   append_rows(values, cache, v);
   return fast ? kernels::attention_decode(q.contiguous(), keys, values, length, core.options)
               : kernels::ref::attention_decode(q, keys, values, length, core.options);
+}
+
+// Writes k and v [N, K, D] into the pages and attends from q [N, H, D]: to the pages, or, where sequences start, to
+// the rows beside it as in training; q and k are given up.
+at::Tensor attend_paged(const Core& core, const PagedCache& cache, int64_t block, at::Tensor q, at::Tensor k,
+                        const at::Tensor& v, kernels::Way way, at::ScalarType products) {
+  at::NoGradGuard no_grad;
+  const bool fast = way == kernels::Way::cpu;
+  rotate_plain(core, q, k, fast);
+  const kernels::KeyValuePages& pages = cache.layers.at(block);
+  fast ? kernels::paged_store(pages, k, v, cache.slots) : kernels::ref::paged_store(pages, k, v, cache.slots);
+  if (!cache.starts) {
+    return fast ? kernels::paged_attention(q, pages, cache.table, cache.lengths, core.options)
+                : kernels::ref::paged_attention(q, pages, cache.table, cache.lengths, core.options);
+  }
+  if (fast) return kernels::attention_forward(q, k, v, core.options).out;
+  return way == kernels::Way::device ? kernels::aten::attention(q, k, v, core.options, products)
+                                     : kernels::ref::attention(q, k, v, core.options);
 }
 
 }  // namespace
@@ -249,6 +275,11 @@ LayerCache Attention::make_cache(int64_t capacity, const at::TensorOptions& opti
   return cache;
 }
 
+kernels::KeyValuePages Attention::make_pages(int64_t pages, int64_t page_size, const at::TensorOptions& options) const {
+  if (indexer_) return {};
+  return kernels::make_pages(pages, config_.num_key_value_heads, config_.head_dim, page_size, options);
+}
+
 // Attention over the keys that the indexer chooses, or over all of them while it learns; the layer's own RoPE serves
 // both.
 at::Tensor Attention::indexed(const at::Tensor& x, at::Tensor q, at::Tensor k, const at::Tensor& v,
@@ -281,7 +312,8 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
   core->positions = pass.positions;
   if (rope_) {
     core->interleaved = rope_->config().interleaved;
-    std::tie(core->cos, core->sin) = rope_->get(pass.cache ? pass.cache->capacity : pass.length, x.device());
+    const int64_t reach = pass.paged ? pass.paged->capacity : pass.cache ? pass.cache->capacity : pass.length;
+    std::tie(core->cos, core->sin) = rope_->get(reach, x.device());
   }
   core->options.batch = pass.batch;
   core->options.scale = config_.scale;
@@ -317,14 +349,16 @@ at::Tensor Attention::forward(const at::Tensor& x, const Pass& pass) const {
     }
     pass.capture->attention(block_, q, k, {}, core->options);
   }
-  if (fast && !pass.cache && !pass.seams->exchanges_attention()) {
+  if (fast && !pass.cache && !pass.paged && !pass.seams->exchanges_attention()) {
     return o_proj_.forward(
         FusedFunction::apply(qkv, optional(q_norm_.weight), optional(k_norm_.weight), optional(sinks_), core), pass);
   }
   auto [q, k, v] = normed();
   pass.seams->attention_input(q, k, v);
   at::Tensor out;  // [N, H D]
-  if (pass.cache) {
+  if (pass.paged) {
+    out = attend_paged(*core, *pass.paged, block_, q, k, v, way, pass.products);
+  } else if (pass.cache) {
     out = attend_cached(*core, *pass.cache, block_, q, k, v, fast);
   } else if (fast) {
     out = SplitFunction::apply(q, k, v, optional(sinks_), core);

@@ -44,6 +44,8 @@ class Attention : public Mixer {
   at::Tensor forward(const at::Tensor& x, const Pass& pass) const override;
   // Keys and values, [capacity, K, D] each; after them the indexer's keys.
   LayerCache make_cache(int64_t capacity, const at::TensorOptions& options) const override;
+  // Not with an indexer, whose keys have no pages.
+  kernels::KeyValuePages make_pages(int64_t pages, int64_t page_size, const at::TensorOptions& options) const override;
   const AttentionConfig& config() const { return config_; }
 
  private:

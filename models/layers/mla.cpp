@@ -7,6 +7,10 @@ namespace {
 
 // a [H, N, i] times b [H, i, o]; operands are rounded as those of linear layers are.
 at::Tensor per_head(const at::Tensor& a, const at::Tensor& b, const Pass& pass) {
+  if (const int64_t over = a.size(1) % 8; over && pass.cache && a.is_cpu()) {
+    // So that a row of decoding has the same bits alone and beside others.
+    return per_head(at::constant_pad_nd(a, {0, 0, 0, 8 - over}), b, pass).narrow(1, 0, a.size(1));
+  }
   if (pass.products == a.scalar_type() && pass.products == b.scalar_type()) return at::bmm(a, b);
   return at::bmm(a.to(pass.products), b.to(pass.products)).to(a.scalar_type());
 }

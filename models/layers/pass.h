@@ -12,9 +12,10 @@
 
 namespace cairn::models {
 
-class Capture;   // layers/capture.h
-class Measured;  // layers/measured.h
+class Capture;      // layers/capture.h
+class Measured;     // layers/measured.h
 struct IndexShare;  // layers/lightning_indexer.h
+struct PagedCache;  // layers/paged_cache.h
 
 // What a mixer remembers of one sequence.
 struct LayerCache {
@@ -41,8 +42,8 @@ struct IndexerPass {
   double loss_coef = 1;
 };
 
-// What a training step asks of experts beside their output. Coefficients are of means over the rows of the global batch,
-// added up over the blocks.
+// What a training step asks of experts beside their output. Coefficients are of means over the rows of the global
+// batch, added up over the blocks.
 struct ExpertsPass {
   double capacity_factor = 0;    // of a sequence an expert takes at most ceil(this * T k / E) tokens; 0: all
   double sequence_aux_loss = 0;  // DeepSeek-V3's sequence-wise balance loss
@@ -74,7 +75,8 @@ struct Pass {
   IndexerPass indexer;
   ExpertsPass experts;
   std::shared_ptr<IndexShare> index_share;  // where blocks share the sets of their indexers
-  Measured* measured = nullptr;  // what layers report; null: nobody asks, or this run of a block will be run again
+  Measured* measured = nullptr;       // what layers report; null: nobody asks, or this run of a block will be run again
+  const PagedCache* paged = nullptr;  // decoding many sequences at once, for a decoder that is pageable()
 
   int64_t rows() const { return batch * length; }
   // Which implementation takes x.

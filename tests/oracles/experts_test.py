@@ -219,6 +219,64 @@ def test_mxfp4():
         assert np.array_equal(logprobs(folder, out, ids), logprobs(folder, packed, ids))
 
 
+def test_fp8():
+    """Weights in FP8, a factor for each tile of 128 x 128, ragged tiles too, are those that their bytes stand for."""
+    with workspace() as folder:
+        config = transformers.AutoConfig.for_model(
+            "deepseek_v3", vocab_size=96, hidden_size=160, intermediate_size=300, moe_intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=4, q_lora_rank=136, kv_lora_rank=64, qk_rope_head_dim=16, qk_nope_head_dim=32, v_head_dim=32, n_routed_experts=4,
+            num_experts_per_tok=2, n_shared_experts=1, n_group=2, topk_group=1, first_k_dense_replace=1, max_position_embeddings=64)
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config).float()
+        plain, packed = os.path.join(folder, "plain"), os.path.join(folder, "packed")
+        model.save_pretrained(plain)
+        stored, tiled = load_file(os.path.join(plain, "model.safetensors")), {}
+        for name, tensor in list(stored.items()):
+            if tensor.dim() != 2 or not name.endswith("_proj.weight"):
+                continue
+            rows, columns = tensor.shape
+            factors = torch.zeros(-(-rows // 128), -(-columns // 128))
+            packed_tensor = torch.zeros(rows, columns, dtype=torch.float8_e4m3fn)
+            for i in range(0, rows, 128):
+                for j in range(0, columns, 128):
+                    tile = tensor[i:i + 128, j:j + 128]
+                    factors[i // 128, j // 128] = tile.abs().max() / 448
+                    packed_tensor[i:i + 128, j:j + 128] = (tile / factors[i // 128, j // 128]).to(torch.float8_e4m3fn)
+                    stored[name][i:i + 128, j:j + 128] = packed_tensor[i:i + 128, j:j + 128].float() * factors[i // 128, j // 128]
+            tiled[name], tiled[name + "_scale_inv"] = packed_tensor, factors
+        assert len(tiled) > 20
+        save_file(stored, os.path.join(plain, "model.safetensors"), {"format": "pt"})
+        shutil.copytree(plain, packed)
+        weights = os.path.join(packed, "model.safetensors")
+        save_file({**stored, **tiled}, weights, {"format": "pt"})
+        path = os.path.join(packed, "config.json")
+        settings = json.load(open(path))
+        settings["quantization_config"] = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+        json.dump(settings, open(path, "w"))
+        ids = np.random.default_rng(1).integers(0, 96, (2, 20)).tolist()
+        assert np.array_equal(logprobs(folder, plain, ids), logprobs(folder, packed, ids))
+        with torch.no_grad():
+            model = transformers.AutoModelForCausalLM.from_pretrained(plain).float()
+            theirs = model(input_ids=torch.tensor(ids)).logits.log_softmax(-1)[:, :-1].gather(2, torch.tensor(ids)[:, 1:, None])[..., 0]
+        assert np.abs(logprobs(folder, packed, ids) - theirs.numpy()).max() < 1e-4
+
+        def refused(change, *words):
+            save_file({**stored, **tiled, **change}, weights, {"format": "pt"})
+            done = cairn("eval", packed, "--ids", os.path.join(folder, "ids.jsonl"), "--logprobs", os.path.join(folder, "no.jsonl"), check=False)
+            assert done.returncode == 1 and all(word in done.stderr for word in words), done.stderr
+        with open(os.path.join(folder, "ids.jsonl"), "w") as file:
+            file.write(json.dumps(ids[0]))
+        name = next(name for name in tiled if not name.endswith("_scale_inv"))
+        refused({name + "_scale_inv": torch.ones(1, 7)}, "factors", "[1, 7]")
+        refused({name: stored[name].to(torch.float8_e5m2)}, name, "F8_E5M2")
+        settings["quantization_config"]["weight_block_size"] = [64, 64]
+        json.dump(settings, open(path, "w"))
+        refused({}, "weight_block_size", "[64,64]")
+        settings["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+        json.dump(settings, open(path, "w"))
+        refused({}, "quantization_config", "gptq")
+
+
 def test_measures():
     with workspace() as folder:
         run, _ = train(folder, **GLM)
@@ -255,4 +313,4 @@ def test_mistakes():
 
 
 if __name__ == "__main__":
-    main([test_bias_beside_numpy, test_the_same_bits, test_ranks, test_losses_even_the_load, test_upcycling, test_mxfp4, test_measures, test_mistakes])
+    main([test_bias_beside_numpy, test_the_same_bits, test_ranks, test_losses_even_the_load, test_upcycling, test_mxfp4, test_fp8, test_measures, test_mistakes])

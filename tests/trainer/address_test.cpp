@@ -63,7 +63,7 @@ TEST_F(Address, AModelFolderIsItself) {
   EXPECT_EQ(locate(path.string()).folder, path);
   EXPECT_FALSE(locate(path.string()).step);
   EXPECT_FALSE(names_several(path.string()));
-  EXPECT_NE(error_of([&] { locate((folder_ / "b@3").string()); }).find("no such model folder or run"),
+  EXPECT_NE(error_of([&] { locate((folder_ / "b@3").string()); }).find("no such model folder, GGUF file or run"),
             std::string::npos);
 }
 

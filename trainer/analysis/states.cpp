@@ -6,6 +6,7 @@
 
 #include "checkpoints/analysis/elements.h"
 #include "checkpoints/file.h"
+#include "checkpoints/gguf.h"
 #include "checkpoints/manifest.h"
 #include "trainer/analysis/trajectory_states.h"
 #include "trainer/model_io.h"
@@ -23,14 +24,14 @@ std::string digest_of(const std::string& text) { return hex_of(XXH3_128bits(text
 class FolderWeights : public Weights {
  public:
   explicit FolderWeights(const fs::path& folder)
-      : weights_(std::make_shared<checkpoints::ModelWeights>(checkpoints::ModelWeights::open(folder))) {
+      : weights_(std::make_shared<checkpoints::ModelWeights>(open_weights(folder))) {
     for (const std::string& name : weights_->names())
-      if (checkpoints::is_floating(weights_->get(name).dtype)) names_.push_back(name);
+      if (checkpoints::is_floating(weights_->info(name).dtype)) names_.push_back(name);
     std::sort(names_.begin(), names_.end());
   }
   const std::vector<std::string>& names() const override { return names_; }
   Tensor get(const std::string& name) const override { return {weights_->get(name), weights_}; }
-  std::vector<int64_t> shape(const std::string& name) const override { return weights_->get(name).shape; }
+  std::vector<int64_t> shape(const std::string& name) const override { return weights_->info(name).shape; }
 
  private:
   std::shared_ptr<checkpoints::ModelWeights> weights_;
@@ -40,7 +41,9 @@ class FolderWeights : public Weights {
 // What decides a model's numbers: the weights' files and config.json.
 std::string folder_key(const fs::path& folder) {
   std::vector<checkpoints::FileEntry> files;
-  if (fs::exists(folder / checkpoints::kManifestName)) {
+  if (checkpoints::is_gguf(folder)) {
+    files.push_back(checkpoints::digest_file(folder));
+  } else if (fs::exists(folder / checkpoints::kManifestName)) {
     for (const auto& file : checkpoints::check_folder(folder, checkpoints::Depth::sizes).files) {
       const bool on_top = file.path.find('/') == std::string::npos;
       if (on_top && (file.path.ends_with(".safetensors") || file.path == "config.json")) files.push_back(file);

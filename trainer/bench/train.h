@@ -9,7 +9,7 @@ namespace cairn::bench {
 
 struct TrainBenchOptions {
   std::string size = "4m";  // 4m, 14m, 135m
-  int steps = 5;            // counted, after `warmup`
+  int steps = 15;            // counted, after `warmup`
   int warmup = 2;
   int lanes = 1;
   int micro_batches = 1;  // of the size's micro-batch, a lane

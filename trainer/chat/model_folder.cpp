@@ -6,6 +6,7 @@
 
 #include "checkpoints/file.h"
 #include "trainer/chat/chat_template.h"
+#include "trainer/data/tokenizer/gguf.h"
 
 namespace cairn {
 namespace {
@@ -26,6 +27,11 @@ using Source = ChatTemplate::Source;
 // name -> template.
 std::map<std::string, Source> sources_of(const fs::path& folder) {
   std::map<std::string, Source> found;
+  if (checkpoints::is_gguf(folder)) {
+    if (const auto text = data::gguf_chat_template(folder.string()))
+      found["default"] = {*text, folder.string() + ": tokenizer.chat_template"};
+    return found;
+  }
   const fs::path file = folder / "chat_template.jinja", more = folder / "additional_chat_templates";
   if (fs::exists(file)) found["default"] = {checkpoints::read_file(file), file.string()};
   if (fs::is_directory(more))
@@ -73,7 +79,8 @@ std::optional<std::string> token_text(const Json& token) {
 }  // namespace
 
 std::map<std::string, std::string> special_tokens(const fs::path& folder) {
-  Json config = read_json(folder / "tokenizer_config.json");
+  Json config = checkpoints::is_gguf(folder) ? Json::parse(data::gguf_tokenizer(checkpoints::Gguf::open(folder)).config)
+                                             : read_json(folder / "tokenizer_config.json");
   if (config.is_null()) config = Json::object();
   if (!config.contains("added_tokens_decoder")) {  // an older layout
     const Json map = read_json(folder / "special_tokens_map.json");
@@ -95,7 +102,8 @@ ChatTemplate ChatTemplate::from_folder(const fs::path& folder) {
   const auto sources = sources_of(folder);
   if (sources.empty())
     throw NoChatTemplate(fmt::format(
-        "{}: the model has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)",
+        "{}: the model has no chat template (chat_template.jinja, chat_template in tokenizer_config.json, or "
+        "tokenizer.chat_template of a GGUF file)",
         folder.string()));
   if (!sources.count("default")) {
     std::string names;

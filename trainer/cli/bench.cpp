@@ -4,6 +4,7 @@
 #include "trainer/bench/delta.h"
 #include "trainer/bench/moe.h"
 #include "trainer/bench/replay.h"
+#include "trainer/bench/rollout.h"
 #include "trainer/bench/sparse_model.h"
 #include "trainer/bench/train.h"
 #include "trainer/bench/trajectory.h"
@@ -22,8 +23,9 @@ Action bench_verb(CLI::App& command) {
     bench::ReplayBenchOptions replay;
     bench::AttentionBenchOptions attention;
     bench::MoeBenchOptions moe;
-    bool whole_model = false;
+    bool whole_model = false, rollouts = false;
     bench::DeltaBenchOptions delta;
+    bench::RolloutBenchOptions rollout;
     int threads = 0;
     bool json = false;
   };
@@ -33,7 +35,7 @@ Action bench_verb(CLI::App& command) {
   CLI::App* t =
       command.add_subcommand("train", "the training step on random tokens, beside the bare products of the same step");
   t->add_option("--size", o->train.size, "4m, 14m, 135m (default 4m)");
-  t->add_option("--steps", o->train.steps, "steps that count (default 5)");
+  t->add_option("--steps", o->train.steps, "steps that count (default 15)");
   t->add_option("--lanes", o->train.lanes, "default 1");
   t->add_option("--micro-batches", o->train.micro_batches, "a lane (default 1)");
   t->add_option("--precision", o->train.precision, "float32, bf16-mixed, bf16");
@@ -109,7 +111,20 @@ Action bench_verb(CLI::App& command) {
   n->add_option("--tokens", o->delta.tokens, "lengths of the one sequence (default 1024,16384)")->delimiter(',');
   n->add_option("--rounds", o->delta.rounds, "that count (default 5)");
   n->callback([o, chosen] { *chosen = [o] { return bench::bench_delta(o->delta); }; });
-  for (CLI::App* sub : {t, d, c, w, r, a, m, n}) {
+  CLI::App* l = command.add_subcommand("rl", "fine-tuning with rewards: what its parts take");
+  l->add_flag(
+       "--rollout", o->rollouts,
+       "drawing completions: many at once beside the peak of matrix products, and a group that shares its prompt "
+       "beside one completion after the other")
+      ->required();
+  l->add_option("--size", o->rollout.sizes, "4m, 14m, 135m; several may follow (default all)");
+  l->add_option("--batch", o->rollout.batch, "sequences decoded together (default 32)");
+  l->add_option("--tokens", o->rollout.tokens, "of each completion (default 64)");
+  l->add_option("--group", o->rollout.group, "completions of one prompt (default 8)");
+  l->add_option("--group-prompt", o->rollout.group_prompt, "its tokens (default 512)");
+  l->add_option("--rounds", o->rollout.rounds, "default 3");
+  l->callback([o, chosen] { *chosen = [o] { return bench::bench_rollout(o->rollout); }; });
+  for (CLI::App* sub : {t, d, c, w, r, a, m, n, l}) {
     sub->add_option("--threads", o->threads, "default: all");
     sub->add_flag("--json", o->json, "one line of JSON");
   }

@@ -127,7 +127,7 @@ Action data_verb(CLI::App& command) {
   CLI::App* p = command.add_subcommand("prepare", "tokenise texts into shards");
   p->add_option("sources", o->sources, "files, folders, globs (.txt, .jsonl, also .gz and .zst) or known names")
       ->required();
-  p->add_option("--tokenizer", o->tokenizer, "tokenizer.json or a folder that holds one")->required();
+  p->add_option("--tokenizer", o->tokenizer, "tokenizer.json, a folder that holds one, or a GGUF file")->required();
   p->add_option("--out", o->out, "folder for the shards")->required();
   p->add_option("--field", o->field, "jsonl: the key that holds the text");
   p->add_option("--separator", o->separator, "text: parts the documents of a file (default <|endoftext|>)");

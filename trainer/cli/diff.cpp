@@ -1,4 +1,5 @@
 #include "checkpoints/analysis/diff.h"
+#include "checkpoints/gguf.h"
 
 #include <set>
 
@@ -108,10 +109,11 @@ ConfigOf config_of(const std::string& address) {
     check_reach(record, step);
     return {fmt::format("{}@{}", run.string(), step), true, record.settings_json(step).flatten()};
   };
-  if (fs::exists(fs::path(address) / "config.json")) {
+  if (is_model(address)) {
     const Located located = locate(address);
     if (!located.run.empty() && fs::exists(located.run / "run.yaml")) return step_of(located.run, *located.step);
-    return {(located.folder / "config.json").string(), false, read_model_config(located.folder.string()).flatten()};
+    const fs::path file = checkpoints::is_gguf(located.folder) ? located.folder : located.folder / "config.json";
+    return {file.string(), false, read_model_config(located.folder.string()).flatten()};
   }
   const AddressParts parts = split_address(address);
   if (!parts.selector.empty()) return step_of(parts.run, selected_step(parts, address, {}));
@@ -163,8 +165,7 @@ int diff_weights(const Options& o) {
   bool identical = true;
   for (size_t i = 0; i + 1 < states.size(); ++i) {
     const Located &a = states[i], &b = states[i + 1];
-    const auto d =
-        checkpoints::compare(checkpoints::ModelWeights::open(a.folder), checkpoints::ModelWeights::open(b.folder));
+    const auto d = checkpoints::compare(open_weights(a.folder), open_weights(b.folder));
     identical = identical && d.identical();
     if (o.json) {
       pairs.push_back(json_of(a.address, b.address, d));

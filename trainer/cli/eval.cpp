@@ -69,7 +69,7 @@ Action eval_verb(CLI::App& command) {
   auto o = std::make_shared<Options>();
   command
       .add_option("model", o->model,
-                  "a Hugging Face folder, RUN, RUN@STEP, or a set: RUN@A:B:STRIDE, RUN@stored, "
+                  "a Hugging Face folder, a GGUF file, RUN, RUN@STEP, or a set: RUN@A:B:STRIDE, RUN@stored, "
                   "FOLDER/step{N}, a YAML list of {step, path}")
       ->required();
   command.add_option("--text", o->text, "a text file: tokens, nll, bits_per_byte");

@@ -1,5 +1,6 @@
 #include <fnmatch.h>
 
+#include "checkpoints/gguf.h"
 #include "checkpoints/safetensors.h"
 #include "checkpoints/store.h"
 #include "checkpoints/trajectory/reader.h"
@@ -58,21 +59,34 @@ void write_without_indexer(const Located& model, checkpoints::FolderCommit& comm
   for (const char* key : {"index_topk", "index_n_heads", "index_head_dim", "index_hadamard"}) config.erase(key);
   if (type == "deepseek_v32") config.erase("layer_types");  // where each layer says that it has an indexer
   commit.write("config.json", config.dump(2) + "\n");
-  const auto weights = checkpoints::ModelWeights::open(model.folder);
+  const auto weights = open_weights(model.folder);
   std::vector<checkpoints::TensorView> kept;
   for (const std::string& name : weights.names())
     if (name.find(".self_attn.indexer.") == std::string::npos) kept.push_back(weights.get(name));
   commit.write_model(kept, weights.metadata());
 }
 
-Json export_model(const Located& model, const fs::path& target, bool drop_indexer) {
-  checkpoints::FolderCommit commit(target);
+// A GGUF file as such a folder.
+void write_gguf_model(const Located& model, checkpoints::FolderCommit& commit) {
+  const auto weights = open_weights(model.folder);
+  std::vector<checkpoints::TensorView> views;
+  for (const std::string& name : weights.names()) views.push_back(weights.get(name));
+  commit.write_model(views);
+  write_companions(model.folder, commit, /*with_config=*/true);
+}
+
+void copy_model(const Located& model, checkpoints::FolderCommit& commit, bool drop_indexer) {
   for (const auto& entry : fs::directory_iterator(model.folder)) {
     const std::string name = entry.path().filename().string();
     const bool written_anew = drop_indexer && (name == "config.json" || is_weights(name));
     if (entry.is_regular_file() && name != checkpoints::kManifestName && !written_anew) commit.copy(name, entry.path());
   }
+}
+
+Json export_model(const Located& model, const fs::path& target, bool drop_indexer) {
+  checkpoints::FolderCommit commit(target);
   if (drop_indexer) write_without_indexer(model, commit);
+  checkpoints::is_gguf(model.folder) ? write_gguf_model(model, commit) : copy_model(model, commit, drop_indexer);
   Json about{{"kind", "export"}, {"address", model.address}};
   if (model.step) about["step"] = *model.step;
   const auto manifest = commit.commit(about);
@@ -163,7 +177,7 @@ int64_t collect_models(const Options& o, const std::vector<Located>& models, con
   std::unique_ptr<trajectory::Writer> writer;
   for (size_t i = 0; i < models.size(); ++i) {
     console.progress(fmt::format("exporting: {} of {} models", i, models.size()));
-    const auto weights = checkpoints::ModelWeights::open(models[i].folder);
+    const auto weights = open_weights(models[i].folder);
     std::vector<checkpoints::TensorView> views;
     for (const std::string& name : weights.names())
       if (chosen(o, name)) views.push_back(weights.get(name));
@@ -240,7 +254,9 @@ int run_export(const Options& o) {
 
 Action export_verb(CLI::App& command) {
   auto o = std::make_shared<Options>();
-  command.add_option("model", o->model, "an address, a model folder, a set; hdf5: also a run or its trajectory")
+  command
+      .add_option("model", o->model,
+                  "an address, a model folder, a GGUF file, a set; hdf5: also a run or its trajectory")
       ->required();
   command.add_option("--out", o->out, "the new folder")->required();
   command.add_option("--format", o->format,

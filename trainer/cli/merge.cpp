@@ -46,13 +46,6 @@ std::string methods_help() {
   return text;
 }
 
-// Everything of a model folder that is no weight: config, tokenizer, templates.
-bool travels(const fs::path& file) {
-  const std::string name = file.filename().string(), extension = file.extension().string();
-  if (name == checkpoints::kManifestName || name.ends_with(".index.json") || name == "config.json") return false;
-  return extension == ".json" || extension == ".txt" || extension == ".jinja" || extension == ".model";
-}
-
 std::string model_type(const Located& model) {
   return read_model_config(model.folder.string()).value("model_type", "");
 }
@@ -114,10 +107,10 @@ int run_merge(const Options& o) {
     if (model_type(one) != type)
       throw std::runtime_error(fmt::format("{} is a {}, but {} is a {}: models of one family alone can be merged",
                                            one.address, model_type(one), pattern.address, type));
-    inputs.push_back({one.address, checkpoints::ModelWeights::open(one.folder)});
+    inputs.push_back({one.address, open_weights(one.folder)});
   }
   std::optional<checkpoints::MergeInput> base_input;
-  if (base) base_input.emplace(checkpoints::MergeInput{base->address, checkpoints::ModelWeights::open(base->folder)});
+  if (base) base_input.emplace(checkpoints::MergeInput{base->address, open_weights(base->folder)});
 
   fs::path target = fs::absolute(o.out).lexically_normal();
   if (target.filename().empty()) target = target.parent_path();
@@ -133,8 +126,7 @@ int run_merge(const Options& o) {
     config["dtype"] = o.dtype;
   }
   commit.write("config.json", config.dump(2) + "\n");
-  for (const auto& entry : fs::directory_iterator(pattern.folder))
-    if (entry.is_regular_file() && travels(entry.path())) commit.copy(entry.path().filename().string(), entry.path());
+  write_companions(pattern.folder, commit, /*with_config=*/false);
 
   Json about{{"kind", "merge"}, {"merge", settings_json(o.settings)}};
   const auto coefficients =

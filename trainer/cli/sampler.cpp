@@ -7,7 +7,7 @@
 namespace cairn::cli {
 
 void add_sampler(CLI::App& command, SamplerOptions& o) {
-  command.add_option("model", o.model, "a Hugging Face folder, RUN, or RUN@STEP")->required();
+  command.add_option("model", o.model, "a Hugging Face folder, a GGUF file, RUN, or RUN@STEP")->required();
   command.add_option("--max-tokens", o.sampling.max_tokens, "default 128");
   command.add_option("--temperature", o.sampling.temperature,
                      fmt::format("0: greedy (default {})", o.sampling.temperature));
@@ -16,6 +16,8 @@ void add_sampler(CLI::App& command, SamplerOptions& o) {
   command.add_option("--min-p", o.sampling.min_p, "0: off");
   command.add_option("--seed", o.sampling.seed, "the same seed gives the same text");
   command.add_option("--stop", o.sampling.stop, "text that ends the answer (several may be given)");
+  command.add_option("--draft", o.sampling.draft,
+                     "mtp: draft with the modules that predict further tokens (the text stays)");
   add_threads(command, o.threads);
   add_device(command, o.device);
 }

@@ -97,7 +97,7 @@ Action tokenizer_verb(CLI::App& command) {
   t->callback([chosen] { *chosen = train; });
   for (const bool encoding : {true, false}) {
     CLI::App* c = command.add_subcommand(encoding ? "encode" : "decode", encoding ? "text to ids" : "ids to text");
-    c->add_option("--tokenizer", o->file, "tokenizer.json or a folder that holds one")->required();
+    c->add_option("--tokenizer", o->file, "tokenizer.json, a folder that holds one, or a GGUF file")->required();
     c->add_option("--input", o->input, "default: standard input");
     c->add_flag("--special", o->special, encoding ? "add the special tokens of the tokenizer" : "show special tokens");
     c->add_flag("--json", o->json,

@@ -22,13 +22,6 @@ struct Options {
   int threads = 0;
 };
 
-// Everything of a model folder that is no weight: tokenizer, templates.
-bool travels(const fs::path& file) {
-  const std::string name = file.filename().string(), extension = file.extension().string();
-  if (name == checkpoints::kManifestName || name.ends_with(".index.json") || name == "config.json") return false;
-  return extension == ".json" || extension == ".txt" || extension == ".jinja" || extension == ".model";
-}
-
 int run_upcycle(const Options& o) {
   set_threads(o.threads);
   Console console(o.json);
@@ -48,8 +41,7 @@ int run_upcycle(const Options& o) {
   const DiskModel disk = disk_model(mixture);
   commit.write_model(disk.views);
   commit.write("config.json", config_text(mixture));
-  for (const auto& entry : fs::directory_iterator(from.folder))
-    if (entry.is_regular_file() && travels(entry.path())) commit.copy(entry.path().filename().string(), entry.path());
+  write_companions(from.folder, commit, /*with_config=*/false);
   const auto manifest = commit.commit({{"kind", "upcycle"},
                                        {"from", from.address},
                                        {"copies", o.upcycle.copies},

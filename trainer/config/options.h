@@ -41,6 +41,7 @@ struct SourceOptions {
   std::string text, jsonl, shards;  // an absolute file, folder or glob, or a known name ("foldoc") as it was written
   std::string separator;            // text: what parts the documents of a file; "": "<|endoftext|>"
   std::string field = "text";       // jsonl: the key that holds the text
+  std::string prompt, completion;   // jsonl: examples, as templates over the keys; in place of `field`
   std::string dtype;                // shards without a header: the type of an id; "" is `auto` in the file
   double weight = 1.0;
   bool operator==(const SourceOptions&) const = default;
@@ -69,7 +70,8 @@ struct DataOptions {
   TokenizerOptions tokenizer;
   int context = 256;
   bool mask_documents = false;
-  std::string cache;  // folder of tokenised sources; "" is `auto` in the file
+  std::string overlong = "truncate";  // truncate drop error: of examples longer than a row
+  std::string cache;                  // folder of tokenised sources; "" is `auto` in the file
   bool operator==(const DataOptions&) const = default;
 };
 
@@ -148,6 +150,8 @@ struct TrainOptions {
   std::string device = "auto";        // auto cpu cuda
   std::string kernels = "fast";       // fast aten reference
   bool activation_checkpointing = false;
+  std::optional<double>
+      mtp_loss_scaling_factor;        // of modules that predict further tokens; null: 0.1 where there are some
   std::string on_nonfinite = "stop";  // stop skip
   SpikeOptions on_spike;
   int64_t log_every = 10;  // steps between lines on the console; the journal has every step

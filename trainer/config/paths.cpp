@@ -25,15 +25,6 @@ bool is_there(const fs::path& path) {  // of a glob: the folder before its first
   return fs::is_directory(fs::path(text.substr(0, wild) + "x").parent_path());
 }
 
-// Absolute, or empty where there is nothing by that name.
-std::string absolute_path(const Location& where, const std::string& path) {
-  if (fs::path(path).is_absolute()) return path;
-  const fs::path beside = fs::absolute(fs::path(where.file).parent_path() / path).lexically_normal();
-  if (is_there(beside)) return beside.string();
-  const fs::path here = fs::absolute(path).lexically_normal();
-  return is_there(here) ? here.string() : "";
-}
-
 void resolve(const RunConfig& config, const std::string& key, std::string& path, const char* expected) {
   if (path.empty()) return;
   const std::string found = absolute_path(config.locate(key), path);
@@ -100,6 +91,14 @@ void distinct(const RunConfig& config, const std::string& key, const std::vector
 }
 
 }  // namespace
+
+std::string absolute_path(const Location& where, const std::string& path) {
+  if (fs::path(path).is_absolute()) return path;
+  const fs::path beside = fs::absolute(fs::path(where.file).parent_path() / path).lexically_normal();
+  if (is_there(beside)) return beside.string();
+  const fs::path here = fs::absolute(path).lexically_normal();
+  return is_there(here) ? here.string() : "";
+}
 
 void resolve_paths(const RunConfig& config, const std::string& prefix, DataOptions& data) {
   for (const char* list : {"train", "validation"}) {

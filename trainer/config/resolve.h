@@ -10,6 +10,8 @@ namespace cairn::config {
 // the current folder; ConfigError where there is neither.
 void resolve_paths(const RunConfig& config, const std::string& prefix, DataOptions& data);
 void resolve_model_address(RunConfig& config);
+// `path` as `where` names it: beside that file or in the current folder, absolute; empty where there is neither.
+std::string absolute_path(const Location& where, const std::string& path);
 // Sources without a name get one from their path; a name stands for one source in all stages.
 void resolve_names(RunConfig& config);
 

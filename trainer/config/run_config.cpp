@@ -6,6 +6,7 @@
 
 #include "trainer/config/reader.h"
 #include "trainer/config/resolve.h"
+#include "trainer/config/rl_reader.h"
 #include "trainer/config/visit.h"
 
 namespace cairn::config {
@@ -31,6 +32,12 @@ void defaults_of_optimizer(const Tree& tree, OptimOptions& optim) {
   if (name && name->value.scalar == "sgd") optim.weight_decay = 0.0, optim.momentum = 0.9, optim.nesterov = false;
 }
 
+// Examples that share a row never see one another.
+void defaults_of_objective(const Tree& tree, DataOptions& data) {
+  const auto* objective = tree.find("objective");
+  if (objective && objective->value.scalar == "sft") data.mask_documents = true;
+}
+
 RunConfig resolve(Tree tree, const std::vector<std::string>& overrides) {
   if (!tree.is_map() && !tree.is_null())
     fail(tree.where, "", fmt::format("found {}, expected keys with values", tree.found()));
@@ -45,12 +52,20 @@ RunConfig resolve(Tree tree, const std::vector<std::string>& overrides) {
   config.locations[""] = tree.where;
   collect(tree, "", config.locations);
   defaults_of_optimizer(tree, config.optim);
+  defaults_of_objective(tree, config.data);
   Reader reader(tree, "", {"stages"});
   visit(reader, config);
   reader.finish();
   resolve_model_address(config);
   resolve_paths(config, "", config.data);
   resolve_stages(tree, config);
+  if (config.objective == "grpo") {
+    const auto locate = [&](const std::string& section) {
+      return [&config, section](const std::string& key) { return config.locate(section + "." + key); };
+    };
+    check_task(config.task, "task", locate("task"));
+    check_rewards(config.rewards, "rewards", locate("rewards"));
+  }
   check_run(config);
   return config;
 }
@@ -87,10 +102,10 @@ void RunConfig::fail(std::string_view key, std::string_view message) const { con
 
 bool RunConfig::operator==(const RunConfig& other) const {
   return std::tie(objective, seed, model, data, optim, indexer, experts, train, checkpoints, trajectory, eval, parallel,
-                  metrics, stages, staged) == std::tie(other.objective, other.seed, other.model, other.data,
-                                                       other.optim, other.indexer, other.experts, other.train,
-                                                       other.checkpoints, other.trajectory, other.eval, other.parallel,
-                                                       other.metrics, other.stages, other.staged);
+                  metrics, rl, rollout, task, rewards, stages, staged) ==
+         std::tie(other.objective, other.seed, other.model, other.data, other.optim, other.indexer, other.experts,
+                  other.train, other.checkpoints, other.trajectory, other.eval, other.parallel, other.metrics, other.rl,
+                  other.rollout, other.task, other.rewards, other.stages, other.staged);
 }
 
 RunConfig load(const std::filesystem::path& file, const std::vector<std::string>& overrides) {

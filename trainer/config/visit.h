@@ -4,6 +4,7 @@
 //   list(name, vector of structs, doc)   rest(json)
 #pragma once
 
+#include "trainer/config/rl_visit.h"
 #include "trainer/config/rules.h"
 #include "trainer/config/run_config.h"
 
@@ -39,6 +40,9 @@ void visit(V& v, SourceOptions& o) {
   v.key("shards", o.shards, any(), "token ids: a prepared folder, .npy, Megatron's .bin/.idx, headerless files");
   v.key("separator", o.separator, any(), "text: parts the documents of a file (\"\": <|endoftext|>)");
   v.key("field", o.field, any(), "jsonl: the key that holds the text");
+  v.key("prompt", o.prompt, any(),
+        "jsonl, sft: what an example begins with, as \"Question: {question}\\n\"; read, not learned");
+  v.key("completion", o.completion, any(), "jsonl, sft: what follows, as \"{answer}\"; learned");
   v.key("dtype", o.dtype, one_of({"uint8", "uint16", "uint32", "int32", "int64"}).or_auto(),
         "shards: type of an id in a headerless file");
   v.key("weight", o.weight, above(0), "share among the sources, after division by the sum");
@@ -53,7 +57,7 @@ void visit(V& v, TokenizerTrainOptions& o) {
 template <class V>
 void visit(V& v, TokenizerOptions& o) {
   v.maybe("train", o.train, "train a tokenizer on the training text");
-  v.key("file", o.file, any(), "a tokenizer.json or the folder that holds it");
+  v.key("file", o.file, any(), "a tokenizer.json, the folder that holds it, or a GGUF file");
   v.key("bytes", o.bytes, any(), "bytes are the tokens");
 }
 
@@ -66,6 +70,7 @@ void visit(V& v, DataOptions& o) {
   v.section("tokenizer", o.tokenizer, "one of train, file, bytes");
   v.key("context", o.context, between(1, 1 << 24), "tokens of a sequence");
   v.key("mask_documents", o.mask_documents, any(), "documents packed together do not see one another");
+  v.key("overlong", o.overlong, one_of({"truncate", "drop", "error"}), "sft: examples longer than context");
   v.key("cache", o.cache, any().or_auto(), "folder of tokenised sources");
 }
 
@@ -155,6 +160,8 @@ void visit(V& v, TrainOptions& o) {
   v.key("kernels", o.kernels, one_of({"fast", "aten", "reference"}),
         "aten: LibTorch's operators instead of hand-written kernels; reference: the plain twins");
   v.key("activation_checkpointing", o.activation_checkpointing, any(), "recompute each block in the backward pass");
+  v.key("mtp_loss_scaling_factor", o.mtp_loss_scaling_factor, above(0),
+        "weight of the mean loss of the modules that predict further tokens (null: 0.1 where the model has some)");
   v.key("on_nonfinite", o.on_nonfinite, one_of({"stop", "skip"}),
         "loss or gradients not finite: stop, or skip the update");
   v.section("on_spike", o.on_spike, "loss spikes");
@@ -226,6 +233,10 @@ void visit(V& v, RunConfig& o) {
   v.section("eval", o.eval, "validation");
   v.section("parallel", o.parallel, "several processes");
   v.section("metrics", o.metrics, "where numbers go");
+  v.section("rl", o.rl, "objective grpo: GRPOConfig's settings");
+  v.section("rollout", o.rollout, "objective grpo: the engine that samples");
+  v.section("task", o.task, "objective grpo: what is asked");
+  v.list("rewards", o.rewards, "objective grpo: how answers are judged");
 }
 
 }  // namespace cairn::config

@@ -28,7 +28,7 @@ namespace cairn::data {
 namespace {
 std::string hex(const XXH128_hash_t& hash) { return fmt::format("{:016x}{:016x}", hash.high64, hash.low64); }
 
-TokenPart whole_part(const OpenShard& shard) { return {shard.ids, *shard.documents, *shard.facts}; }
+TokenPart whole_part(const OpenShard& shard) { return {shard.ids, *shard.documents, *shard.facts, shard.masked}; }
 
 TokenPart open_cairn_part(const std::string& folder, const SourceOptions& source, const Encoding& encoding,
                           const std::string& cache, const ProgressCallback& progress) {
@@ -44,7 +44,7 @@ TokenPart open_cairn_part(const std::string& folder, const SourceOptions& source
   if (shard.documents) ends.assign(shard.documents->ends, shard.documents->ends + shard.documents->documents);
   const auto scanned = scan(shard.ids, ends, encoding.eos, {folder + "/tokens.bin", folder + "/index.json"}, cache,
                             source.name, progress);
-  return {shard.ids, shard.documents ? *shard.documents : scanned.documents, scanned.facts};
+  return {shard.ids, shard.documents ? *shard.documents : scanned.documents, scanned.facts, shard.masked};
 }
 
 // A folder that holds prepared sources (`cairn data prepare A B --out FOLDER`) stands for all of them, by name; any
@@ -162,7 +162,7 @@ OpenSource open_source(const SourceOptions& given, const Encoding& encoding, con
       fs::remove_all(folder);  // damaged: it is only a cache
     }
   }
-  ShardWriter writer(folder, encoding);
+  ShardWriter writer(folder, encoding, has_examples(source));
   tokenize(source, encoding, threads, progress, writer);
   writer.finish({{"name", source.name}, {"files_digest", digest}, {"options", document_options(source)}});
   return {std::make_shared<TokenStore>(std::vector<TokenPart>{whole_part(open_shard(folder))}), digest};

@@ -10,6 +10,7 @@
 
 #include "trainer/data/cache.h"
 #include "trainer/data/documents.h"
+#include "trainer/data/example_rows.h"
 #include "trainer/data/packing.h"
 #include "trainer/data/permutation.h"
 #include "trainer/data/sampler.h"
@@ -23,6 +24,7 @@ struct Source {
   SourceOptions options;
   OpenSource opened;
   std::unique_ptr<TokenView> train;
+  std::map<int64_t, ExampleRows> examples;  // by context, where rows are whole documents
   SourceInfo info;
 };
 
@@ -31,6 +33,7 @@ struct ValidationSet {
   SourceOptions options;
   int32_t source;  // index; named sets come after the sources of training
   std::unique_ptr<TokenView> view;
+  std::map<int64_t, ExampleRows> examples;
 };
 
 const std::string& path_of(const SourceOptions& source) {
@@ -39,7 +42,7 @@ const std::string& path_of(const SourceOptions& source) {
 
 bool same_data(const SourceOptions& a, const SourceOptions& b) {
   return a.text == b.text && a.separator == b.separator && a.jsonl == b.jsonl && a.field == b.field &&
-         a.shards == b.shards && a.dtype == b.dtype;
+         a.prompt == b.prompt && a.completion == b.completion && a.shards == b.shards && a.dtype == b.dtype;
 }
 
 void check_stage(const StageData& stage, const StageData& first, size_t number) {
@@ -47,7 +50,8 @@ void check_stage(const StageData& stage, const StageData& first, size_t number) 
     throw std::invalid_argument(fmt::format("data (stage {}): {}", number, what));
   };
   const auto& data = stage.data;
-  if (data.train.empty()) fail("train names no source");
+  if (data.train.empty() != first.data.train.empty()) fail("train names no source");
+  if (data.examples != first.data.examples) fail("examples and windows of text do not go together");
   if (data.context < 1) fail(fmt::format("context: {} is not positive", data.context));
   if (stage.batch < 1) fail(fmt::format("batch: {} is not positive", stage.batch));
   if (!(data.validation_fraction >= 0) || data.validation_fraction >= 1) {
@@ -108,8 +112,15 @@ struct Dataset::Impl {
     return static_cast<int32_t>(sources.size() - 1);
   }
 
-  int64_t windows(int32_t index, const DataOptions& data) const {
-    const auto& source = *sources[index];
+  int64_t windows(int32_t index, const DataOptions& data) {
+    auto& source = *sources[index];
+    if (data.examples) {
+      const ExampleRows& rows =
+          source.examples.try_emplace(data.context, *source.train, data.context, data.overlong, source.info.name)
+              .first->second;
+      source.info.overlong = rows.overlong(), source.info.silent = rows.silent();
+      return rows.rows();
+    }
     const int64_t windows = source.train->windows(data.context);
     if (windows > 0) return windows;
     const std::string part = data.validation_fraction > 0
@@ -123,6 +134,7 @@ struct Dataset::Impl {
   }
 
   void open_training(const ProgressCallback& progress) {
+    if (stages[0].data.train.empty()) return;
     std::vector<SamplerStage> plan;
     for (const auto& stage : stages) {
       SamplerStage out{stage.steps, stage.batch, {}};
@@ -141,6 +153,10 @@ struct Dataset::Impl {
     if (set.view->tokens() < 2) {
       throw std::runtime_error(fmt::format("validation set '{}' ({}): {} tokens; at least 2 are needed", set.name,
                                            sources[set.source]->info.path, set.view->tokens()));
+    }
+    if (examples()) {
+      for (const auto& stage : stages)
+        set.examples.try_emplace(stage.data.context, *set.view, stage.data.context, stage.data.overlong, set.name);
     }
     set_names.push_back(set.name);
     sets.push_back(std::move(set));
@@ -191,6 +207,18 @@ struct Dataset::Impl {
     throw std::invalid_argument(fmt::format("no validation set '{}'; there are: {}", name, fmt::join(set_names, ", ")));
   }
 
+  // A run trains on examples in all its stages or in none.
+  bool examples() const { return stages[0].data.examples; }
+  const ExampleRows& examples_of(const std::string& name, int64_t context) const {
+    const ValidationSet& set = find_set(name);
+    const auto found = set.examples.find(context);
+    if (found == set.examples.end())
+      throw std::invalid_argument(
+          fmt::format("validation set '{}': its examples are packed into rows of {} tokens, not {}", name,
+                      set.examples.begin()->first, context));
+    return found->second;
+  }
+
   // Mask of the first stage with this context.
   bool mask_of(int64_t context) const {
     for (const auto& stage : stages) {
@@ -226,8 +254,14 @@ Dataset::Dataset(std::vector<StageData> stages, Encoding encoding, uint64_t seed
 Dataset::~Dataset() = default;
 Dataset::Dataset(Dataset&&) noexcept = default;
 
-int64_t Dataset::steps() const { return impl_->sampler->steps(); }
-int64_t Dataset::stage(int64_t step) const { return impl_->sampler->stage(step); }
+int64_t Dataset::steps() const { return impl_->sampler ? impl_->sampler->steps() : -1; }
+int64_t Dataset::stage(int64_t step) const {
+  if (impl_->sampler) return impl_->sampler->stage(step);
+  size_t stage = 0;
+  for (int64_t left = step; stage + 1 < impl_->stages.size() && left > impl_->stages[stage].steps; ++stage)
+    left -= impl_->stages[stage].steps;
+  return static_cast<int64_t>(stage);
+}
 int64_t Dataset::rows(int64_t step) const { return impl_->stages[stage(step)].batch; }
 int64_t Dataset::context(int64_t step) const { return impl_->stages[stage(step)].data.context; }
 
@@ -257,8 +291,15 @@ Batch Dataset::batch_rows(int64_t step, int64_t first, int64_t count) const {
   Batch batch = empty_batch(count, stage.data.context);
   for (int64_t row = 0; row < count; ++row) {
     const auto draw = impl_->sampler->at(step, first + row);
-    fill_row(batch, row, *impl_->sources[draw.source]->train, draw.window * stage.data.context,
-             stage.data.mask_documents, impl_->encoding, {draw.source, draw.epoch, draw.window, 0, 0});
+    const auto& source = *impl_->sources[draw.source];
+    const Provenance from{draw.source, draw.epoch, draw.window, 0, 0};
+    if (stage.data.examples) {
+      fill_examples(batch, row, *source.train, source.examples.at(stage.data.context), draw.window, impl_->encoding,
+                    from);
+      continue;
+    }
+    fill_row(batch, row, *source.train, draw.window * stage.data.context, stage.data.mask_documents, impl_->encoding,
+             from);
   }
   return batch;
 }
@@ -267,6 +308,7 @@ const std::vector<std::string>& Dataset::validation_names() const { return impl_
 
 int64_t Dataset::validation_sequences(const std::string& set, int64_t context) const {
   if (context <= 0) context = impl_->stages[0].data.context;
+  if (impl_->examples()) return impl_->examples_of(set, context).rows();
   return (impl_->find_set(set).view->tokens() - 1 + context - 1) / context;
 }
 
@@ -275,6 +317,14 @@ Batch Dataset::validation_rows(const std::string& name, int64_t first, int64_t c
   const auto& set = impl_->find_set(name);
   check_rows(first, count, validation_sequences(name, context), fmt::format("the validation set '{}'", name));
   Batch batch = empty_batch(count, context);
+  if (impl_->examples()) {
+    const ExampleRows& rows = impl_->examples_of(name, context);
+    for (int64_t row = 0; row < count; ++row) {
+      const int64_t index = Permutation(0, "validation " + name, 0, rows.rows())(first + row);
+      fill_examples(batch, row, *set.view, rows, index, impl_->encoding, {set.source, -1, index, 0, 0});
+    }
+    return batch;
+  }
   const int64_t whole = set.view->windows(context);
   for (int64_t row = 0; row < count; ++row) {
     // A fixed order that is not the text's, so that the first K rows are a sample of the set; the padded row is the
@@ -308,6 +358,7 @@ std::vector<int32_t> Dataset::document_ids(int32_t source, int64_t document) con
   const int64_t begin = tokens.document_begin(document);
   std::vector<int32_t> ids(tokens.document_end(document) - begin);
   if (!ids.empty()) tokens.read(begin, static_cast<int64_t>(ids.size()), ids.data());
+  for (int32_t& id : ids) id = token_of(id, tokens.masked());
   return ids;
 }
 
@@ -323,6 +374,11 @@ std::string Dataset::text(const std::vector<int32_t>& ids) const {
 
 std::vector<Dataset::Piece> Dataset::pieces(const Provenance& row, int64_t context) const {
   const auto& source = *impl_->sources.at(row.source);
+  if (const auto examples = source.examples.find(context); examples != source.examples.end()) {
+    std::vector<Piece> parts;
+    for (const auto& [document, count] : examples->second.parts(row.window)) parts.push_back({document, 0, count});
+    return parts;
+  }
   std::vector<int32_t> ids(context);
   std::vector<TokenView::Span> spans;
   source.train->read(row.window * context, context, ids.data(), spans);
@@ -342,6 +398,14 @@ std::vector<Sighting> Dataset::where(int32_t index, int64_t document, int64_t la
   const auto [begin, offset, size] = *place;
   for (size_t s = 0; s < impl_->stages.size(); ++s) {
     const int64_t context = impl_->stages[s].data.context, windows = view->windows(context);
+    if (impl_->stages[s].data.examples) {
+      const ExampleRows& rows = impl_->sources[index]->examples.at(context);
+      const int64_t row = rows.row_of(document);
+      if (row < 0) continue;
+      for (const auto& draw : impl_->sampler->find(static_cast<int64_t>(s), index, row, last_step))
+        seen.push_back({draw.step, draw.row, draw.epoch, row, 0, std::min(size, context)});
+      continue;
+    }
     for (int64_t w = begin / context; w <= (begin + size - 1) / context && w < windows; ++w) {
       const int64_t from = std::max(begin, w * context), to = std::min(begin + size, (w + 1) * context);
       for (const auto& draw : impl_->sampler->find(static_cast<int64_t>(s), index, w, last_step)) {

@@ -45,6 +45,7 @@ struct SourceInfo {
   int64_t tokens = 0, documents = 0;
   int64_t train_tokens = 0, train_documents = 0;  // the rest is held out by validation_fraction (token_view.h)
   std::string files_digest;                       // of the raw files (text, jsonl, foldoc); "" for shards
+  int64_t overlong = 0, silent = 0;               // of examples (example_rows.h)
   bool validation = false;                        // a named validation set: no step reads it
 };
 

@@ -11,6 +11,7 @@
 
 #include "trainer/data/byte_stream.h"
 #include "trainer/data/foldoc.h"
+#include "trainer/data/template.h"
 
 namespace cairn::data {
 namespace {
@@ -87,6 +88,7 @@ void trim_line_breaks(std::string& text, int64_t& offset) {
 
 struct DocumentReader::Impl {
   SourceOptions source;
+  std::optional<Template> prompt, completion;  // of a source of examples
   std::vector<FileStamp> files;
   std::vector<std::string> foldoc;
   size_t next_foldoc = 0;
@@ -118,6 +120,8 @@ struct DocumentReader::Impl {
 
 DocumentReader::DocumentReader(const SourceOptions& source) : impl_(std::make_unique<Impl>()) {
   impl_->source = source;
+  if (has_examples(source))
+    impl_->prompt.emplace(source.prompt, "prompt"), impl_->completion.emplace(source.completion, "completion");
   impl_->files = source_files(source);
   if (is_foldoc(source)) impl_->foldoc = read_foldoc();
 }
@@ -144,40 +148,66 @@ bool DocumentReader::next(RawDocument& document) {
   return true;
 }
 
+namespace {
+std::runtime_error line_error(const std::string& path, int64_t line, const std::string& what) {
+  return std::runtime_error(fmt::format("{}: line {}: {}", path, line, what));
+}
+
+// The object of a line; nothing for an empty one.
+std::optional<nlohmann::ordered_json> object_of(const std::string& path, const RawDocument& document) {
+  const auto fail = [&](const std::string& what) { return line_error(path, document.line, what); };
+  if (const int64_t bad = invalid_utf8(document.bytes); bad >= 0)
+    throw fail(fmt::format("byte {} of the line: invalid UTF-8", bad));
+  if (document.bytes.find_first_not_of(" \t\r") == std::string::npos) return std::nullopt;
+  nlohmann::ordered_json object;
+  try {
+    object = nlohmann::ordered_json::parse(document.bytes);
+  } catch (const nlohmann::json::parse_error& error) {
+    throw fail(fmt::format("not JSON: at byte {} of the line", error.byte));
+  }
+  if (!object.is_object()) throw fail(fmt::format("expected a JSON object, found {}", object.type_name()));
+  return object;
+}
+}  // namespace
+
+Example DocumentReader::extract_example(RawDocument& document) const {
+  const auto& path = impl_->files[document.file].path;
+  const auto object = object_of(path, document);
+  if (!object) return {};
+  std::string prompt, completion;
+  try {
+    prompt = impl_->prompt->render(*object), completion = impl_->completion->render(*object);
+  } catch (const std::runtime_error& error) {
+    throw line_error(path, document.line, error.what());
+  }
+  if (completion.empty()) throw line_error(path, document.line, "the completion is empty: there is nothing to learn");
+  return {{{std::move(prompt), false}, {std::move(completion), true}}};
+}
+
 std::string DocumentReader::extract(RawDocument& document) const {
   const auto& source = impl_->source;
   const auto& path = impl_->files[document.file].path;
-  const int64_t bad = invalid_utf8(document.bytes);
   if (source.jsonl.empty()) {
-    if (bad >= 0) {
+    if (const int64_t bad = invalid_utf8(document.bytes); bad >= 0) {
       throw std::runtime_error(fmt::format("{}: byte {}: invalid UTF-8 (0x{:02x}); convert the file to UTF-8", path,
                                            document.offset + bad, static_cast<unsigned char>(document.bytes[bad])));
     }
     return std::move(document.bytes);
   }
-  const auto fail = [&](const std::string& what) -> std::runtime_error {
-    return std::runtime_error(fmt::format("{}: line {}: {}", path, document.line, what));
-  };
-  if (bad >= 0) throw fail(fmt::format("byte {} of the line: invalid UTF-8", bad));
-  if (document.bytes.find_first_not_of(" \t\r") == std::string::npos) return {};
-  nlohmann::json object;
-  try {
-    object = nlohmann::json::parse(document.bytes);
-  } catch (const nlohmann::json::parse_error& error) {
-    throw fail(fmt::format("not JSON: at byte {} of the line", error.byte));
-  }
-  if (!object.is_object()) throw fail(fmt::format("expected a JSON object, found {}", object.type_name()));
-  const auto field = object.find(source.field);
-  if (field == object.end()) {
+  const auto object = object_of(path, document);
+  if (!object) return {};
+  const auto fail = [&](const std::string& what) { return line_error(path, document.line, what); };
+  const auto field = object->find(source.field);
+  if (field == object->end()) {
     std::vector<std::string> names;
-    for (const auto& item : object.items()) names.push_back(item.key());
+    for (const auto& item : object->items()) names.push_back(item.key());
     throw fail(fmt::format("no field '{}'; it has: {}. Name the one to read with `field`", source.field,
                            fmt::join(names, ", ")));
   }
   if (!field->is_string()) {
     throw fail(fmt::format("field '{}': expected a string, found {}", source.field, field->type_name()));
   }
-  return std::move(field->get_ref<std::string&>());
+  return field->get<std::string>();
 }
 
 const std::vector<std::string>& text_endings() {
@@ -201,10 +231,11 @@ std::vector<FileStamp> source_files(const SourceOptions& source) {
 
 std::string document_options(const SourceOptions& source) {
   if (is_foldoc(source)) return fmt::format("foldoc {}", kFoldocCleaning);
-  return nlohmann::json{{"jsonl", !source.jsonl.empty()},
-                        {"field", source.jsonl.empty() ? "" : source.field},
-                        {"separator", source.separator}}
-      .dump();
+  nlohmann::json options{{"jsonl", !source.jsonl.empty()},
+                         {"field", source.jsonl.empty() ? "" : source.field},
+                         {"separator", source.separator}};
+  if (has_examples(source)) options["prompt"] = source.prompt, options["completion"] = source.completion;
+  return options.dump();
 }
 
 uint64_t document_hash(std::string_view text) {

@@ -21,6 +21,15 @@ struct RawDocument {
   std::string bytes;
 };
 
+// A document in pieces, of which some are only read.
+struct Example {
+  struct Piece {
+    std::string text;
+    bool predicted;
+  };
+  std::vector<Piece> pieces;
+};
+
 class DocumentReader {
  public:
   // A text source (text or jsonl). Throws std::runtime_error where no file is found or one is empty.
@@ -37,6 +46,8 @@ class DocumentReader {
   // The text of a document; empty: nothing in it, to be left out. Throws std::runtime_error with file and offset (text)
   // or line (jsonl) for invalid UTF-8, JSON that does not parse, a missing field or one that is not a string.
   std::string extract(RawDocument& document) const;
+  // Likewise of a source of examples; no pieces: an empty line. An example whose completion is empty is an error.
+  Example extract_example(RawDocument& document) const;
 
  private:
   struct Impl;

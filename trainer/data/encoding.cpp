@@ -15,6 +15,10 @@ Encoding encoding_of(std::shared_ptr<const Tokenizer> tokenizer) {
     if (eos >= 0 && !found.empty() && found.back() == eos) found.pop_back();
     ids.insert(ids.end(), found.begin(), found.end());
   };
+  encoding.extend = [tokenizer](std::string_view text, std::vector<int32_t>& ids) {
+    const auto found = tokenizer->encode(text, false);
+    ids.insert(ids.end(), found.begin(), found.end());
+  };
   encoding.decode = [tokenizer](const std::vector<int32_t>& ids) { return tokenizer->decode(ids); };
   encoding.vocab_size = tokenizer->vocab_size();
   encoding.eos = eos;

@@ -30,6 +30,10 @@ void fill_row(Batch& batch, int64_t row, const TokenView& view, int64_t first, b
   std::vector<int32_t> ids(context + 1, std::max(encoding.eos, 0));
   std::vector<TokenView::Span> spans;
   view.read(first, known, ids.data(), spans);
+  std::vector<bool> unpredicted(ids.size(), false);
+  if (view.store().masked()) {
+    for (size_t i = 0; i < ids.size(); ++i) unpredicted[i] = ids[i] & kUnpredicted, ids[i] = token_of(ids[i], true);
+  }
   const auto beyond = std::find_if(ids.begin(), ids.end(), [&](int32_t id) { return id >= encoding.vocab_size; });
   if (beyond != ids.end()) {
     int64_t at = beyond - ids.begin();
@@ -47,6 +51,9 @@ void fill_row(Batch& batch, int64_t row, const TokenView& view, int64_t first, b
   std::copy_n(ids.begin(), context, inputs);
   std::copy_n(ids.begin() + 1, context, targets);
   std::fill(targets + std::min(known - 1, context), targets + context, -1);
+  for (int64_t t = 0; t < context; ++t) {
+    if (unpredicted[t + 1]) targets[t] = -1;
+  }
   int64_t begin = 0;
   for (size_t s = 0; s < spans.size(); ++s) {
     const int64_t end = s + 1 < spans.size() ? begin + spans[s].count : context;  // padding counts to the last

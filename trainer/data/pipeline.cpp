@@ -42,9 +42,24 @@ std::vector<Item> read_ahead(DocumentReader& reader, size_t bytes) {
   return items;
 }
 
-void encode(const DocumentReader& reader, const Encoding& encoding, Item& item) {
+void encode(const DocumentReader& reader, const Encoding& encoding, bool examples, Item& item) {
   if (item.error) return;
   try {
+    if (examples) {
+      const Example example = reader.extract_example(item.raw);
+      std::string text;
+      for (const auto& piece : example.pieces) {
+        if (piece.text.empty()) continue;
+        const size_t first = item.ids.size();
+        (text.empty() || !encoding.extend ? encoding.encode : encoding.extend)(piece.text, item.ids);
+        text += piece.text;
+        if (piece.predicted) continue;
+        for (size_t i = first; i < item.ids.size(); ++i) item.ids[i] |= kUnpredicted;
+      }
+      item.bytes = static_cast<int64_t>(text.size());
+      item.hash = document_hash(text);
+      return;
+    }
     const std::string text = reader.extract(item.raw);
     item.bytes = static_cast<int64_t>(text.size());
     item.hash = document_hash(text);
@@ -70,7 +85,7 @@ Tokenized tokenize(const SourceOptions& source, const Encoding& encoding, int th
     auto next = std::async(std::launch::async, [&] { return read_ahead(reader, batch); });
     const auto count = static_cast<int64_t>(items.size());
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t i = 0; i < count; ++i) encode(reader, encoding, items[i]);
+    for (int64_t i = 0; i < count; ++i) encode(reader, encoding, has_examples(source), items[i]);
     for (auto& item : items) {
       if (item.error) {
         next.wait();

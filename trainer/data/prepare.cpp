@@ -26,7 +26,7 @@ Prepared prepare_one(SourceOptions source, const Encoding& encoding, const std::
     throw std::invalid_argument(fmt::format("{}: is there already; remove it or name another folder", folder));
   }
   const std::string digest = hash_files(source_files(source), source.name, progress);
-  ShardWriter writer(folder, encoding);
+  ShardWriter writer(folder, encoding, has_examples(source));
   const auto done = tokenize(source, encoding, threads, progress, writer);
   writer.finish({{"name", source.name}, {"files_digest", digest}, {"options", document_options(source)}});
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;

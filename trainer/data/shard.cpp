@@ -29,13 +29,14 @@ void expect_size(const MappedFile& file, int64_t count, int64_t each, const std:
 }
 }  // namespace
 
-ShardWriter::ShardWriter(const std::string& folder, const Encoding& encoding)
+ShardWriter::ShardWriter(const std::string& folder, const Encoding& encoding, bool masked)
     : folder_(folder),
       beside_(folder + ".tmp"),
       vocab_size_(encoding.vocab_size),
       eos_(encoding.eos),
       tokenizer_(encoding.digest),
-      narrow_(encoding.vocab_size <= 65536) {
+      masked_(masked),
+      narrow_(!masked && encoding.vocab_size <= 65536) {
   while (folder_.size() > 1 && folder_.ends_with('/')) folder_.pop_back();
   beside_ = folder_ + ".tmp";
   fs::remove_all(beside_);
@@ -61,12 +62,13 @@ void ShardWriter::write(const void* data, size_t size) {
 
 void ShardWriter::put(const int32_t* ids, size_t count) {
   for (size_t i = 0; i < count; ++i) {
-    if (ids[i] < 0 || ids[i] >= vocab_size_) {
+    const int32_t id = masked_ ? ids[i] & ~kUnpredicted : ids[i];
+    if (id < 0 || id >= vocab_size_) {
       throw std::runtime_error(
-          fmt::format("the tokenizer gave the id {}, but its vocabulary has {} entries", ids[i], vocab_size_));
+          fmt::format("the tokenizer gave the id {}, but its vocabulary has {} entries", id, vocab_size_));
     }
-    if (ids[i] > max_id_) {
-      max_id_ = ids[i];
+    if (id > max_id_) {
+      max_id_ = id;
       max_at_ = tokens_ + static_cast<int64_t>(i);
     }
   }
@@ -94,18 +96,19 @@ void ShardWriter::finish(const nlohmann::json& source) {
     throw std::runtime_error(fmt::format("{}/tokens.bin: cannot be written: {}", beside_, std::strerror(errno)));
   sync_path(beside_ + "/tokens.bin");
   write_documents(beside_ + "/documents.bin", ends_, hashes_);
-  const nlohmann::ordered_json index = {{"format", kFormat},
-                                        {"version", kVersion},
-                                        {"dtype", narrow_ ? "uint16" : "uint32"},
-                                        {"tokens", tokens_},
-                                        {"documents", ends_.size()},
-                                        {"digest", fmt::format("{:016x}", digest_.finish(ends_.data(), documents()))},
-                                        {"max_id", max_id_},
-                                        {"max_id_at", max_at_},
-                                        {"eos", eos_},
-                                        {"vocab_size", vocab_size_},
-                                        {"tokenizer", tokenizer_},
-                                        {"source", source}};
+  nlohmann::ordered_json index = {{"format", kFormat},
+                                  {"version", kVersion},
+                                  {"dtype", narrow_ ? "uint16" : "uint32"},
+                                  {"tokens", tokens_},
+                                  {"documents", ends_.size()},
+                                  {"digest", fmt::format("{:016x}", digest_.finish(ends_.data(), documents()))},
+                                  {"max_id", max_id_},
+                                  {"max_id_at", max_at_},
+                                  {"eos", eos_},
+                                  {"vocab_size", vocab_size_},
+                                  {"tokenizer", tokenizer_},
+                                  {"source", source}};
+  if (masked_) index["masked"] = true;
   write_whole(beside_ + "/index.json", index.dump(1) + "\n");
   fs::rename(beside_, folder_);
   sync_path(fs::absolute(folder_).parent_path().native());
@@ -151,6 +154,7 @@ OpenShard open_shard(const std::string& folder) {
       shard.facts = TokenFacts{value, index["max_id"], index.value("max_id_at", int64_t{0})};
     }
     shard.tokenizer = index.value("tokenizer", "");
+    shard.masked = index.value("masked", false);
   } catch (const nlohmann::json::exception& error) {
     throw std::runtime_error(fmt::format("{}/index.json: {}", folder, error.what()));
   }

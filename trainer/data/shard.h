@@ -5,6 +5,7 @@
 //   then
 //                   uint64 hashes[documents] (XXH3-64 of the text, seed 0x6361697268: decides validation_fraction)
 //   index.json      written last; its presence means that the shard is whole:
+//     (bit 30 of an id that is read and not predicted, where the index has "masked": true)
 //     {"format": "cairn-tokens", "version": 1, "dtype": "uint16"|"uint32", "tokens": N,
 //      optional: "documents": D, "digest": hex (TokenDigest), "max_id", "max_id_at", "eos", "vocab_size", "tokenizer":
 //      digest of the tokenizer, "source": {"name", "files_digest", "options"}}
@@ -29,7 +30,8 @@ namespace cairn::data {
 class ShardWriter {
  public:
   // Writes beside `folder`, into FOLDER.tmp (removed first if a crash left one).
-  ShardWriter(const std::string& folder, const Encoding& encoding);
+  // `masked`: ids may carry kUnpredicted.
+  ShardWriter(const std::string& folder, const Encoding& encoding, bool masked = false);
   ~ShardWriter();  // without finish: removes what was written
   ShardWriter(const ShardWriter&) = delete;
   ShardWriter& operator=(const ShardWriter&) = delete;
@@ -48,7 +50,7 @@ class ShardWriter {
   int64_t vocab_size_;
   int32_t eos_;
   std::string tokenizer_;
-  bool narrow_;
+  bool masked_, narrow_;
   std::FILE* file_ = nullptr;
   TokenDigest digest_;
   std::vector<uint64_t> ends_, hashes_;
@@ -65,6 +67,7 @@ struct OpenShard {
   std::optional<DocumentTable> documents;
   std::optional<TokenFacts> facts;
   std::string tokenizer;  // "" where unknown
+  bool masked = false;
 };
 // Throws std::runtime_error with file and sizes for a truncated or overlong file, an index that makes no sense.
 OpenShard open_shard(const std::string& folder);

@@ -22,7 +22,9 @@ nlohmann::json show(const Dataset& data, int64_t step, bool with_text) {
                                    batch.inputs.begin() + (row + 1) * batch.context);
     nlohmann::json sequence = {
         {"row", row}, {"source", name}, {"epoch", from.epoch}, {"window", from.window}, {"documents", documents},
-        {"ids", ids}};
+        {"ids", ids},
+        {"targets", std::vector<int32_t>(batch.targets.begin() + row * batch.context,
+                                         batch.targets.begin() + (row + 1) * batch.context)}};
     if (with_text) sequence["text"] = data.text(ids);
     sequences.push_back(std::move(sequence));
   }

@@ -40,6 +40,9 @@ void check(const SourceOptions& source) {
     fail(fmt::format("weight: {} is not positive", source.weight));
   if (!source.dtype.empty() && source.shards.empty()) fail("dtype is for shards only");
   if (!source.separator.empty() && source.text.empty()) fail("separator is for text only");
+  if (has_examples(source) && source.jsonl.empty()) fail("prompt and completion are for jsonl only");
+  if (has_examples(source) && source.completion.empty())
+    fail("prompt: expected a completion beside it, which is what is learned");
   if (source.field.empty()) fail("field: is empty; expected the name of a string of every line");
 }
 

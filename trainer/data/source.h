@@ -15,7 +15,9 @@ struct SourceOptions {
                           // folder, `**` across folders), or the known name "foldoc"
   std::string separator;  // splits a text file into documents; unset: "<|endoftext|>", else a file is one document
   std::string jsonl;      // likewise, of files with one JSON object a line (.jsonl, .gz, .zst)
-  std::string field = "text";  // the string of a line that is the document
+  std::string field = "text";      // the string of a line that is the document
+  std::string prompt, completion;  // instead of `field`: an example, as templates over a line's fields (template.h);
+                                   // the completion alone is predicted
   std::string
       shards;  // Cairn shards (a folder with index.json, or a folder of such folders), .npy, Megatron .bin/.idx (the
                // prefix or either file), headerless memmaps as OLMo's (dtype set); or a glob of one of these
@@ -29,6 +31,8 @@ struct DataOptions {
   double validation_fraction = 0.0;       // share of the documents of `train` held out, by hash of the document
   int64_t context = 256;                  // T: tokens of a sequence
   bool mask_documents = false;            // no attention, no target, no position across documents
+  bool examples = false;                  // rows of whole documents, packed (example_rows.h), instead of windows
+  std::string overlong = "truncate";      // examples longer than a row: truncate (their ends are lost), drop, error
   std::string cache;                      // folder of tokenised sources; "" = ${XDG_CACHE_HOME:-~/.cache}/cairn
   int threads = 0;                        // for tokenising; 0 = all. Results do not depend on it
 };
@@ -51,6 +55,8 @@ using ProgressCallback = std::function<void(const Progress&)>;
 // The name that a source without one gets: the last part of its path without its endings ("corpora/web.jsonl.zst" ->
 // "web").
 std::string default_name(const SourceOptions& source);
+
+inline bool has_examples(const SourceOptions& source) { return !source.prompt.empty() || !source.completion.empty(); }
 
 // Throws std::invalid_argument unless exactly one of text, jsonl, shards is set, and the rest fits it.
 void check(const SourceOptions& source);

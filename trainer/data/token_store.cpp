@@ -79,6 +79,7 @@ TokenStore::TokenStore(std::vector<TokenPart> parts) : parts_(std::move(parts)),
     token_base_.push_back(token_base_.back() + part.ids.tokens);
     document_base_.push_back(document_base_.back() + part.documents.documents);
     digests.push_back(part.facts.digest);
+    masked_ |= part.masked;
   }
   digest_ = digests.size() == 1 ? digests[0] : XXH3_64bits(digests.data(), digests.size() * sizeof(uint64_t));
 }

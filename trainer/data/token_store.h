@@ -46,6 +46,7 @@ struct TokenPart {
   TokenFile ids;
   DocumentTable documents;
   TokenFacts facts;
+  bool masked = false;  // ids may carry kUnpredicted (encoding.h)
 };
 
 class TokenStore {
@@ -54,6 +55,7 @@ class TokenStore {
 
   int64_t tokens() const { return token_base_.back(); }
   int64_t documents() const { return document_base_.back(); }
+  bool masked() const { return masked_; }      // any part is
   uint64_t digest() const { return digest_; }  // of the one part, or of all the parts' digests
 
   // Throws std::runtime_error naming file and offset for an id that is not below vocab_size.
@@ -74,6 +76,7 @@ class TokenStore {
   std::vector<TokenPart> parts_;
   std::vector<int64_t> token_base_, document_base_;  // [parts + 1]
   uint64_t digest_ = 0;
+  bool masked_ = false;
 };
 
 // The digest of a token stream: XXH3-64 over (XXH3-64 of the ids as little-endian uint32, XXH3-64 of the document ends

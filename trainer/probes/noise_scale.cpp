@@ -5,7 +5,7 @@
 //   tr Σ = (mean|g_b|² - |g_B|²) / (1/b - 1/B)      "variance_trace"
 //   B_simple = tr Σ / |G|², in sequences            "" (NaN where the estimate of |G|² is not positive)
 // g is the gradient of the mean loss over the targets of its sequences, with the dropout of the step and without the
-// auxiliary losses of experts; where the step's own gradient has those, or none (an indexer warms up), g_B is made here
+// auxiliary losses of experts and of modules that predict further tokens; where the step's own gradient has those, or none (an indexer warms up), g_B is made here
 // as well. From state n-1.
 // One step's estimates are noisy: average |G|² and tr Σ over steps before dividing, as the paper does. The cost is one
 // more forward and backward pass, and a copy of weights and gradient.
@@ -65,7 +65,7 @@ class NoiseScale : public Probe {
  private:
   // Is the step's gradient another than that of the language model's loss?
   static bool other_gradient(const models::DecoderConfig& config, const StepSettings& settings) {
-    if (!settings.trains_model) return true;
+    if (!settings.trains_model || !config.mtp.empty()) return true;
     const bool losses = settings.experts.sequence_aux_loss > 0 || settings.experts.router_z_loss > 0;
     return std::any_of(config.blocks.begin(), config.blocks.end(), [&](const models::BlockConfig& block) {
       return block.experts && (losses || block.experts->router_aux_loss_coef > 0);

@@ -6,6 +6,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "checkpoints/gguf.h"
+#include "trainer/data/tokenizer/gguf.h"
 #include "trainer/data/tokenizer/state.h"
 
 namespace cairn::data {
@@ -185,6 +187,10 @@ std::shared_ptr<const Tokenizer> Tokenizer::from_json(const std::string& text, c
 
 std::shared_ptr<const Tokenizer> Tokenizer::from_file(const std::string& path) {
   if (!fs::exists(path)) throw std::runtime_error(path + ": there is no such tokenizer file or folder");
+  if (checkpoints::is_gguf(path)) {
+    const GgufTokenizer made = gguf_tokenizer(checkpoints::Gguf::open(path));
+    return std::make_shared<const Tokenizer>(load_state(made.json, path, made.config));
+  }
   const bool folder = fs::is_directory(path);
   const fs::path file = folder ? fs::path(path) / "tokenizer.json" : fs::path(path);
   const std::string config = read_if_there(file.parent_path() / "tokenizer_config.json");

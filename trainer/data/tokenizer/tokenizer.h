@@ -22,7 +22,8 @@ class Tokenizer {
   // One id a byte (0-255) and `<|endoftext|>` = 256, the end of a document.
   static std::shared_ptr<const Tokenizer> bytes();
 
-  // PATH is a tokenizer.json, a folder that holds one, or a folder that holds vocab.json + merges.txt (GPT-2 style).
+  // PATH is a tokenizer.json, a folder that holds one, a folder that holds vocab.json + merges.txt (GPT-2 style), or a
+  // GGUF file.
   // tokenizer_config.json beside it names the special tokens. Throws std::runtime_error naming the file and what is
   // wrong with it: not readable, not JSON, a token that a merge needs and the vocabulary lacks, or a component
   // (by its name) that is not supported.
