@@ -1,4 +1,4 @@
-// jinja2's grammar, by recursive descent.
+// jinja2's grammar, by recursive descent. One class, longer than most files: every rule calls the others.
 #include <fmt/format.h>
 
 #include <algorithm>
