@@ -49,6 +49,7 @@ struct ChatOptions {
 struct RenderedChat {
   std::string text;
   // Bytes [begin, end) of `text` that {% generation %} marks: what the assistant says, for assistant_only_loss.
+  // Empty where continue_final_message is set, as in transformers.
   std::vector<std::pair<size_t, size_t>> assistant;
 };
 
