@@ -103,19 +103,21 @@ bool ChatTemplate::has_generation() const {
 }
 
 bool ChatTemplate::reads_clock() const {
-  return std::any_of(state_->templates.begin(), state_->templates.end(), [](const auto& named) {
-    return named.second.source.find("strftime_now") != std::string::npos;
-  });
+  return std::any_of(state_->templates.begin(), state_->templates.end(),
+                     [](const auto& named) { return named.second.source.find("strftime_now") != std::string::npos; });
 }
 
 RenderedChat ChatTemplate::render(const Json& messages, const ChatOptions& options) const {
   const auto tool_use = state_->templates.find("tool_use");
   const bool with_tools = !options.tools.is_null() && tool_use != state_->templates.end();
   const State::One& one = with_tools ? tool_use->second : state_->templates.at("default");
-  const auto refuse = [&](const std::string& what) { return ChatTemplateError(ChatTemplateError::input, one.origin, 0, what); };
+  const auto refuse = [&](const std::string& what) {
+    return ChatTemplateError(ChatTemplateError::input, one.origin, 0, what);
+  };
 
   if (!messages.is_array()) throw refuse("messages: expected a list");
-  if (messages.empty()) throw refuse("Cannot apply chat template to an empty conversation. Provide at least one message.");
+  if (messages.empty())
+    throw refuse("Cannot apply chat template to an empty conversation. Provide at least one message.");
   if (!options.tools.is_null() && !options.tools.is_array()) throw refuse("tools: expected a list of JSON schemas");
   if (!options.tools.is_null())
     for (const Json& tool : options.tools)
@@ -135,14 +137,16 @@ RenderedChat ChatTemplate::render(const Json& messages, const ChatOptions& optio
     if (!last.contains("content"))
       throw refuse("continue_final_message is set but the final message has no \"content\" to continue!");
     if (one.source.find("content") == std::string::npos)
-      throw refuse("continue_final_message is set to \"content\" but this is not an accepted field in the chat_template");
+      throw refuse(
+          "continue_final_message is set to \"content\" but this is not an accepted field in the chat_template");
     Json* text = nullptr;
     if (last["content"].is_string()) text = &last["content"];
     if (last["content"].is_array()) {
       for (auto block = last["content"].rbegin(); block != last["content"].rend() && !text; ++block)
         if (block->is_object() && block->contains("text") && (*block)["text"].is_string()) text = &(*block)["text"];
     }
-    if (!text) throw refuse("continue_final_message is set but we could not find any text to continue in the final message!");
+    if (!text)
+      throw refuse("continue_final_message is set but we could not find any text to continue in the final message!");
     continued = text->get<std::string>();
     *text = continued + std::string(kMark);
   }

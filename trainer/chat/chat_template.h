@@ -43,12 +43,13 @@ struct ChatOptions {
   bool add_generation_prompt = false;      // end with the head of the assistant's next message
   bool continue_final_message = false;     // end inside the last message, for the model to go on
   nlohmann::ordered_json variables = nlohmann::ordered_json::object();  // more of them; they win over special tokens
-  std::optional<std::chrono::system_clock::time_point> now;  // what strftime_now tells; default: the time
+  std::optional<std::chrono::system_clock::time_point> now;             // what strftime_now tells; default: the time
 };
 
 struct RenderedChat {
   std::string text;
   // Bytes [begin, end) of `text` that {% generation %} marks: what the assistant says, for assistant_only_loss.
+  // Empty where continue_final_message is set, as in transformers.
   std::vector<std::pair<size_t, size_t>> assistant;
 };
 
@@ -56,7 +57,8 @@ struct RenderedChat {
 class ChatTemplate {
  public:
   // ORIGIN is what errors call it. SPECIAL_TOKENS: bos_token, eos_token ... Throws ChatTemplateError.
-  ChatTemplate(const std::string& source, const std::string& origin, std::map<std::string, std::string> special_tokens = {});
+  ChatTemplate(const std::string& source, const std::string& origin,
+               std::map<std::string, std::string> special_tokens = {});
   // Several by name: `tool_use` serves where tools are given, `default`, which must be there, otherwise.
   struct Source {
     std::string text, origin;

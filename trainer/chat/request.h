@@ -7,8 +7,9 @@
 namespace cairn {
 
 // Reads one request from IN: a list of messages, or an object with `messages` and any of `tools`, `documents`,
-// `add_generation_prompt`, `continue_final_message`, `chat_template` (a text instead of the model's own) and `variables`.
-// Writes the prompt and nothing else. Returns 0. Throws std::runtime_error for what is no request, ChatTemplateError.
+// `add_generation_prompt`, `continue_final_message`, `chat_template` (a text instead of the model's own) and
+// `variables`. Writes the prompt and nothing else. Returns 0. Throws std::runtime_error for what is no request,
+// ChatTemplateError.
 int render_one(const std::filesystem::path& folder, std::istream& in, std::ostream& out);
 
 // A request a line, and for each a line {"text", "assistant": [[begin, end], ...]} (bytes), or {"error": {"reason",

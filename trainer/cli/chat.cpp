@@ -23,8 +23,8 @@ std::string dumped(const Json& json) { return json.dump(-1, ' ', false, Json::er
 // A message in a few words.
 std::string shortened(const Json& message) {
   const std::string text = message.at("content").get<std::string>();
-  return fmt::format("{}: '{}{}'", message.at("role").get<std::string>(), data::replace_invalid_utf8(text.substr(0, 40)),
-                     text.size() > 40 ? "..." : "");
+  return fmt::format("{}: '{}{}'", message.at("role").get<std::string>(),
+                     data::replace_invalid_utf8(text.substr(0, 40)), text.size() > 40 ? "..." : "");
 }
 
 class Conversation {
@@ -72,7 +72,8 @@ class Conversation {
     size_t fit = messages_.size() - 1;
     for (; fit > 0; --fit) {
       try {
-        if (static_cast<int64_t>(ids_of(Json(messages_.begin(), messages_.begin() + fit)).size()) < sampler_.context()) break;
+        if (static_cast<int64_t>(ids_of(Json(messages_.begin(), messages_.begin() + fit)).size()) < sampler_.context())
+          break;
       } catch (const ChatTemplateError&) {
         // A template may refuse a part of a conversation.
       }
@@ -137,8 +138,10 @@ Action chat_verb(CLI::App& command) {
   o->sampling.temperature = 0.8;
   add_sampler(command, *o);
   command.add_option("--system", o->system, "the system message");
-  auto* prompt = command.add_option("--prompt", o->prompt, "one message to answer, instead of lines from the standard input");
-  auto* json = command.add_flag("--json", o->json, "one JSON object an answer: role, content, ids, logprobs, finish_reason");
+  auto* prompt =
+      command.add_option("--prompt", o->prompt, "one message to answer, instead of lines from the standard input");
+  auto* json =
+      command.add_flag("--json", o->json, "one JSON object an answer: role, content, ids, logprobs, finish_reason");
   auto* plain = command.add_flag("--plain", o->plain, "no chat template: the model goes on from the text so far");
   command
       .add_flag("--render", o->render,
@@ -153,7 +156,8 @@ Action chat_verb(CLI::App& command) {
     check(o->sampling);
     const auto folder = locate(o->model).folder;
     if (o->plain) return go_on(*o, load_sampler(*o, folder));
-    if (o->render) return o->json ? render_json_lines(folder, std::cin, std::cout) : render_one(folder, std::cin, std::cout);
+    if (o->render)
+      return o->json ? render_json_lines(folder, std::cin, std::cout) : render_one(folder, std::cin, std::cout);
     try {
       const ChatTemplate chat_template = ChatTemplate::from_folder(folder);
       return converse(*o, load_sampler(*o, folder), chat_template);

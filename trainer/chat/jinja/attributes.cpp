@@ -104,7 +104,8 @@ Value join_method(const Call& c) {
   std::string out;
   size_t index = 0;
   for (const Value& item : to_list(*c.given[0])) {
-    if (!item.is(Type::text)) fail(fmt::format("sequence item {}: expected str instance, {} found", index, type_name(item)));
+    if (!item.is(Type::text))
+      fail(fmt::format("sequence item {}: expected str instance, {} found", index, type_name(item)));
     if (index++) out += c.self;
     out += text_argument(item);
     if (out.size() > size_t{256} << 20) throw Error(Fault::limit, "a text of more than 256 MiB");
@@ -156,11 +157,15 @@ const std::vector<Method>& text_methods() {
       {"rstrip", {""}, 0, [](const Call& c) { return strip_method(c, Side::right); }},
       {"split", {"sep", "maxsplit"}, 0, [](const Call& c) { return split_method(c, false); }},
       {"rsplit", {"sep", "maxsplit"}, 0, [](const Call& c) { return split_method(c, true); }},
-      {"splitlines", {"keepends"}, 0,
+      {"splitlines",
+       {"keepends"},
+       0,
        [](const Call& c) -> Value { return values_of(split_lines(c.self, c.given[0] && truth(*c.given[0]))); }},
       {"startswith", {"", "", ""}, 1, [](const Call& c) { return affix_method(c, false); }},
       {"endswith", {"", "", ""}, 1, [](const Call& c) { return affix_method(c, true); }},
-      {"replace", {"", "", ""}, 2,
+      {"replace",
+       {"", "", ""},
+       2,
        [](const Call& c) -> Value {
          return replace(c.self, text_argument(*c.given[0]), text_argument(*c.given[1]), integer_or(c.given[2], -1));
        }},
@@ -200,18 +205,22 @@ struct Lacking {
 };
 const std::vector<Lacking>& lacking() {
   static const std::vector<Lacking> kLacking = {
-      {Type::text, {"casefold", "encode", "expandtabs", "format_map", "isdecimal", "isidentifier", "isnumeric",
-                    "isprintable", "istitle", "maketrans", "swapcase", "translate"}},
+      {Type::text,
+       {"casefold", "encode", "expandtabs", "format_map", "isdecimal", "isidentifier", "isnumeric", "isprintable",
+        "istitle", "maketrans", "swapcase", "translate"}},
       {Type::dict, {"fromkeys"}},
-      {Type::integer, {"as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator", "from_bytes", "imag",
-                       "is_integer", "numerator", "real", "to_bytes"}},
-      {Type::boolean, {"as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator", "from_bytes", "imag",
-                       "is_integer", "numerator", "real", "to_bytes"}},
+      {Type::integer,
+       {"as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator", "from_bytes", "imag", "is_integer",
+        "numerator", "real", "to_bytes"}},
+      {Type::boolean,
+       {"as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator", "from_bytes", "imag", "is_integer",
+        "numerator", "real", "to_bytes"}},
       {Type::real, {"as_integer_ratio", "conjugate", "fromhex", "hex", "imag", "is_integer", "real"}},
       {Type::range, {"count", "index", "start", "step", "stop"}},
       {Type::view, {"isdisjoint", "mapping"}},
       {Type::iterator, {"close", "gi_code", "gi_frame", "gi_running", "gi_suspended", "gi_yieldfrom", "send", "throw"}},
-      {Type::function, {"arguments", "caller", "catch_kwargs", "catch_varargs", "explicit_caller", "fromkeys", "mro", "name"}},
+      {Type::function,
+       {"arguments", "caller", "catch_kwargs", "catch_varargs", "explicit_caller", "fromkeys", "mro", "name"}},
   };
   return kLacking;
 }
@@ -235,8 +244,7 @@ std::string object_name(const Value& value) {
 }
 
 Value nothing(const Value& of, const Value& key) {
-  if (key.is(Type::text))
-    return undefined(fmt::format("{} has no attribute {}", repr(object_name(of)), to_repr(key)));
+  if (key.is(Type::text)) return undefined(fmt::format("{} has no attribute {}", repr(object_name(of)), to_repr(key)));
   return undefined(fmt::format("{} has no element {}", object_name(of), to_repr(key)));
 }
 
@@ -318,9 +326,12 @@ std::optional<Value> python_attribute(Host& host, const Value& of, const std::st
       if (of.is(Type::function) && of.function().text.empty() && name != "fromkeys" && name != "mro") break;
       unsupported(fmt::format("the attribute '{}' of '{}'", name, type_name(of)));
     }
-  static constexpr std::string_view kListChanges[] = {"append", "clear", "pop", "reverse", "insert", "sort", "extend", "remove"};
+  static constexpr std::string_view kListChanges[] = {"append", "clear", "pop",    "reverse",
+                                                      "insert", "sort",  "extend", "remove"};
   static constexpr std::string_view kDictChanges[] = {"clear", "pop", "popitem", "setdefault", "update"};
-  const auto among = [&](const auto& names) { return std::find(std::begin(names), std::end(names), name) != std::end(names); };
+  const auto among = [&](const auto& names) {
+    return std::find(std::begin(names), std::end(names), name) != std::end(names);
+  };
   Value found;
   switch (of.type()) {
     case Type::text:
@@ -336,7 +347,7 @@ std::optional<Value> python_attribute(Host& host, const Value& of, const std::st
           return result;
         });
       }
-      return std::nullopt;
+      break;
     case Type::list:
       if (among(kListChanges)) return unsafe(of, name);
       [[fallthrough]];

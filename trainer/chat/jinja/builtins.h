@@ -40,11 +40,11 @@ Value slice_of(Host& host, const Value& value, const Value& start, const Value& 
 Value binary(Host& host, std::string_view op, const Value& a, const Value& b);
 Value with_sign(std::string_view op, const Value& a);
 
-// Arguments by position or name, as a Python function of these parameters takes them; "" takes no name. Fails for one too many, one
-// unknown, one given twice, one missing (the first REQUIRED must be given).
+// Arguments by position or name, as a Python function of these parameters takes them; "" takes no name. Fails for one
+// too many, one unknown, one given twice, one missing (the first REQUIRED must be given).
 std::vector<std::optional<Value>> bind(const char* function, const Arguments& arguments,
                                        const std::vector<const char*>& names, size_t required);
-int64_t integer_argument(const Value& value);             // fails where it is no int
-const std::string& text_argument(const Value& value);     // fails where it is no str
+int64_t integer_argument(const Value& value);          // fails where it is no int
+const std::string& text_argument(const Value& value);  // fails where it is no str
 
 }  // namespace cairn::jinja

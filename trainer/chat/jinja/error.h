@@ -16,7 +16,8 @@ enum class Fault {
 
 // `what()` is the message alone; for `raised` it is the template's.
 struct Error : std::runtime_error {
-  Error(Fault fault, const std::string& message, int line = 0) : std::runtime_error(message), fault(fault), line(line) {}
+  Error(Fault fault, const std::string& message, int line = 0)
+      : std::runtime_error(message), fault(fault), line(line) {}
   Fault fault;
   int line;  // 0: not known where it was thrown
 };

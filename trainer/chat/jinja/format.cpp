@@ -135,7 +135,8 @@ std::string percent_format(const std::string& text, const Value& values) {
   const size_t given = values.is(Type::tuple) ? values.items().size() : 1;
   const bool may_be_left = values.is(Type::dict) || values.is(Type::list) || values.is(Type::undefined) || by_name;
   if (values.is(Type::list) && taken == 0) unsupported("a list as the values of a format");
-  if (taken < given && !(may_be_left && !values.is(Type::tuple))) fail("not all arguments converted during string formatting");
+  if (taken < given && !(may_be_left && !values.is(Type::tuple)))
+    fail("not all arguments converted during string formatting");
   return out;
 }
 
@@ -171,8 +172,10 @@ std::string brace_format(Host& host, const std::string& text, const Arguments& a
     std::optional<Value> value;
     if (numbered) {
       at = 0;
-      if (field.empty() && automatic == std::string::npos) fail("cannot switch from manual field specification to automatic field numbering");
-      if (!field.empty() && automatic != 0 && automatic != std::string::npos) fail("cannot switch from automatic field numbering to manual field specification");
+      if (field.empty() && automatic == std::string::npos)
+        fail("cannot switch from manual field specification to automatic field numbering");
+      if (!field.empty() && automatic != 0 && automatic != std::string::npos)
+        fail("cannot switch from automatic field numbering to manual field specification");
       const size_t index = field.empty() ? automatic++ : *read_number(field, at);
       if (!field.empty()) automatic = std::string::npos;
       if (index >= arguments.positional.size()) fail("Replacement index out of range for positional args tuple");

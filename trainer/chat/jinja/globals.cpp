@@ -38,9 +38,10 @@ Value make_namespace(Host& host, const Arguments& arguments) {
   auto space = std::make_shared<Namespace>(Namespace{dict_of("dict", arguments)});
   for (const auto& [key, value] : space->attributes.entries)
     if (key.is(Type::text) && key.text().starts_with("_"))
-      fail(fmt::format("Chat templates cannot store underscore-prefixed attributes on a namespace, but got {}. Please "
-                       "rename the attribute.",
-                       to_repr(key)));
+      fail(
+          fmt::format("Chat templates cannot store underscore-prefixed attributes on a namespace, but got {}. Please "
+                      "rename the attribute.",
+                      to_repr(key)));
   host.adopt(space);
   return space;
 }
@@ -86,7 +87,8 @@ Value format_now(Host& host, const Arguments& arguments) {
     }
     const char c = wanted[++i];
     if (c == 'f') {
-      const auto part = std::chrono::duration_cast<std::chrono::microseconds>(now.time_since_epoch()).count() % 1'000'000;
+      const auto part =
+          std::chrono::duration_cast<std::chrono::microseconds>(now.time_since_epoch()).count() % 1'000'000;
       format += fmt::format("{:06}", part);
     } else if (c != 'z' && c != 'Z') {
       if (std::string_view("aAbBcdHIjmMpSUwWxXyY%eDFGgVuhnRrTtCklPs").find(c) == std::string_view::npos)
@@ -114,14 +116,8 @@ struct Entry {
   Value (*call)(Host&, const Arguments&);
 };
 constexpr Entry kGlobals[] = {
-    {"range", make_range},
-    {"dict", make_dict},
-    {"namespace", make_namespace},
-    {"raise_exception", raise},
-    {"strftime_now", format_now},
-    {"lipsum", refuse_lipsum},
-    {"cycler", refuse_cycler},
-    {"joiner", refuse_joiner},
+    {"range", make_range},        {"dict", make_dict},       {"namespace", make_namespace}, {"raise_exception", raise},
+    {"strftime_now", format_now}, {"lipsum", refuse_lipsum}, {"cycler", refuse_cycler},     {"joiner", refuse_joiner},
 };
 
 }  // namespace

@@ -75,7 +75,8 @@ class Writer {
     }
     auto entries = dict.entries;
     if (style_.sort_keys)
-      std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return less(a.first, b.first); });
+      std::stable_sort(entries.begin(), entries.end(),
+                       [](const auto& a, const auto& b) { return less(a.first, b.first); });
     out_ += '{';
     bool first = true;
     for (const auto& [key, value] : entries) {

@@ -163,7 +163,8 @@ class Lexer {
         size_t p = at_;
         while (is_name_char(peek(p)) && p < source_.size()) ++p;
         const std::string name = source_.substr(at_, p - at_);
-        if (!data::is_ascii(name)) refuse("a name with letters beyond ASCII (" + name + ") is not supported", Fault::unsupported);
+        if (!data::is_ascii(name))
+          refuse("a name with letters beyond ASCII (" + name + ") is not supported", Fault::unsupported);
         push(Token::name, name);
         move(p);
       } else if (source_[at_] == '\'' || source_[at_] == '"') {
@@ -175,8 +176,9 @@ class Lexer {
   }
 
   void sign(std::string& open) {
-    static constexpr std::string_view kSigns[] = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[",
-                                                  "]",  "(",  ")",  "{",  "}",  ">",  "<", "=", ".", ":", "|", ",", ";"};
+    static constexpr std::string_view kSigns[] = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/",
+                                                  "*",  "%",  "~",  "[",  "]",  "(",  ")", "{", "}",
+                                                  ">",  "<",  "=",  ".",  ":",  "|",  ",", ";"};
     const auto found = std::find_if(std::begin(kSigns), std::end(kSigns), [&](auto s) { return sees(s, at_); });
     if (found == std::end(kSigns)) refuse(fmt::format("unexpected char {}", repr(source_.substr(at_, 1))));
     const char c = (*found)[0];
@@ -193,7 +195,8 @@ class Lexer {
   // \d+ with single underscores between digits, from P; P where there is none.
   size_t digits(size_t p) const {
     if (!is_digit_char(peek(p))) return p;
-    for (++p; is_digit_char(peek(p)) || (peek(p) == '_' && is_digit_char(peek(p + 1))); ++p) {}
+    for (++p; is_digit_char(peek(p)) || (peek(p) == '_' && is_digit_char(peek(p + 1))); ++p) {
+    }
     return p;
   }
 
@@ -219,7 +222,9 @@ class Lexer {
       const char mark = static_cast<char>(peek(at_ + 1) | 0x20);
       const int marked = source_[at_] != '0' ? 0 : mark == 'x' ? 16 : mark == 'o' ? 8 : mark == 'b' ? 2 : 0;
       const auto fits = [&](char c) {
-        const int digit = is_digit_char(c) ? c - '0' : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10 : 99;
+        const int digit = is_digit_char(c)                         ? c - '0'
+                          : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10
+                                                                   : 99;
         return digit < marked;
       };
       size_t p = at_ + 2;
@@ -228,7 +233,8 @@ class Lexer {
         base = marked;
         end = p;
       } else if (source_[at_] == '0') {  // zeros alone: what follows is a number of its own
-        for (end = at_ + 1; peek(end) == '0' || (peek(end) == '_' && peek(end + 1) == '0'); ++end) {}
+        for (end = at_ + 1; peek(end) == '0' || (peek(end) == '_' && peek(end + 1) == '0'); ++end) {
+        }
       }
     }
     std::string text = source_.substr(at_, end - at_);
@@ -289,7 +295,8 @@ class Lexer {
       } else if (c >= '0' && c <= '7') {
         uint32_t value = 0;
         size_t p = i;
-        for (; p < text.size() && p < i + 3 && text[p] >= '0' && text[p] <= '7'; ++p) value = value * 8 + (text[p] - '0');
+        for (; p < text.size() && p < i + 3 && text[p] >= '0' && text[p] <= '7'; ++p)
+          value = value * 8 + (text[p] - '0');
         add(value);
         i = p - 1;
       } else if (c == 'N') {
@@ -299,8 +306,9 @@ class Lexer {
         // its escape plain text.
         int bytes;
         const uint32_t code = data::decode_utf8(text.data() + i, bytes);
-        out += code < 0x100 ? fmt::format("\\x{:02x}", code)
-                            : code < 0x10000 ? fmt::format("\\u{:04x}", code) : fmt::format("\\U{:08x}", code);
+        out += code < 0x100     ? fmt::format("\\x{:02x}", code)
+               : code < 0x10000 ? fmt::format("\\u{:04x}", code)
+                                : fmt::format("\\U{:08x}", code);
         i += bytes - 1;
       } else {
         out += '\\';

@@ -152,7 +152,8 @@ std::vector<std::optional<Value>> bind(const char* function, const Arguments& ar
                                        const std::vector<const char*>& names, size_t required) {
   std::vector<std::optional<Value>> bound(names.size());
   if (arguments.positional.size() > names.size())
-    fail(fmt::format("{}() takes at most {} arguments ({} given)", function, names.size(), arguments.positional.size()));
+    fail(
+        fmt::format("{}() takes at most {} arguments ({} given)", function, names.size(), arguments.positional.size()));
   for (size_t i = 0; i < arguments.positional.size(); ++i) bound[i] = arguments.positional[i];
   for (const auto& [key, value] : arguments.named) {
     size_t i = 0;

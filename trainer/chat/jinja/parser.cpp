@@ -1,4 +1,4 @@
-// jinja2's grammar, by recursive descent.
+// jinja2's grammar, by recursive descent. One class, longer than most files: every rule calls the others.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -73,7 +73,9 @@ class Parser {
   Token expect_sign(std::string_view s) { return now().is_sign(s) ? next() : (expected(s), Token{}); }
   Token expect_name() { return now().kind == Token::name ? next() : (expected("name"), Token{}); }
   Token expect_word(std::string_view s) { return now().is_name(s) ? next() : (expected(s), Token{}); }
-  Token expect(Token::Kind kind, std::string_view what) { return now().kind == kind ? next() : (expected(what), Token{}); }
+  Token expect(Token::Kind kind, std::string_view what) {
+    return now().kind == kind ? next() : (expected(what), Token{});
+  }
 
   struct Nest {
     explicit Nest(Parser& p) : parser(p) {
@@ -84,13 +86,15 @@ class Parser {
   };
 
   ExpressionPtr make(E::Kind kind, int line, ExpressionPtr a = {}, ExpressionPtr b = {}, ExpressionPtr c = {}) const {
-    auto e = std::make_unique<E>(E{.kind = kind, .line = line, .a = std::move(a), .b = std::move(b), .c = std::move(c)});
+    auto e =
+        std::make_unique<E>(E{.kind = kind, .line = line, .a = std::move(a), .b = std::move(b), .c = std::move(c)});
     measure(*e);
     return e;
   }
   void measure(E& e) const {
     int deepest = 0;
-    for (const E* part : {e.a.get(), e.b.get(), e.c.get(), e.d.get()}) deepest = std::max(deepest, part ? part->depth : 0);
+    for (const E* part : {e.a.get(), e.b.get(), e.c.get(), e.d.get()})
+      deepest = std::max(deepest, part ? part->depth : 0);
     for (const auto& item : e.items) deepest = std::max(deepest, item->depth);
     for (const auto& [key, item] : e.named) deepest = std::max(deepest, item->depth);
     e.depth = deepest + 1;
@@ -145,16 +149,11 @@ class Parser {
       Method read;
     };
     static constexpr Entry kStatements[] = {
-        {"for", S::for_, &Parser::read_for},
-        {"if", S::if_, &Parser::read_if},
-        {"set", S::set, &Parser::read_set},
-        {"macro", S::macro, &Parser::read_macro},
-        {"call", S::call_block, &Parser::read_call},
-        {"filter", S::filter_block, &Parser::read_filter_block},
-        {"with", S::with, &Parser::read_with},
-        {"generation", S::generation, &Parser::read_generation},
-        {"break", S::break_, &Parser::read_nothing},
-        {"continue", S::continue_, &Parser::read_nothing},
+        {"for", S::for_, &Parser::read_for},         {"if", S::if_, &Parser::read_if},
+        {"set", S::set, &Parser::read_set},          {"macro", S::macro, &Parser::read_macro},
+        {"call", S::call_block, &Parser::read_call}, {"filter", S::filter_block, &Parser::read_filter_block},
+        {"with", S::with, &Parser::read_with},       {"generation", S::generation, &Parser::read_generation},
+        {"break", S::break_, &Parser::read_nothing}, {"continue", S::continue_, &Parser::read_nothing},
     };
     for (const Entry& entry : kStatements) {
       if (tag.text_of != entry.name) continue;
@@ -174,9 +173,10 @@ class Parser {
     }
     for (const char* name : {"block", "extends", "include", "import", "from", "autoescape"})
       if (tag.text_of == name) lacks(fmt::format("the tag '{}'", name), tag.line);
-    refuse(fmt::format("Encountered unknown tag {}.{}", repr(tag.text_of),
-                       ends.empty() ? ""
-                                    : fmt::format(" Jinja was looking for the following tags: '{}'.", fmt::join(ends, "' or '"))));
+    refuse(fmt::format(
+        "Encountered unknown tag {}.{}", repr(tag.text_of),
+        ends.empty() ? ""
+                     : fmt::format(" Jinja was looking for the following tags: '{}'.", fmt::join(ends, "' or '"))));
   }
 
   void read_nothing(S&) {}
@@ -274,7 +274,8 @@ class Parser {
     const int line = now().line;
     const auto is_end = [&] {
       const Token& t = now();
-      return t.kind == Token::variable_end || t.kind == Token::block_end || t.is_sign(")") || (!end.empty() && t.is_name(end));
+      return t.kind == Token::variable_end || t.kind == Token::block_end || t.is_sign(")") ||
+             (!end.empty() && t.is_name(end));
     };
     const auto one = [&]() -> ExpressionPtr {
       auto e = primary(fields);
@@ -320,14 +321,16 @@ class Parser {
     return with_condition ? conditional() : either();
   }
 
-  ExpressionPtr tuple_or_expression(bool with_condition = true, std::string_view end = {}, bool in_parentheses = false) {
+  ExpressionPtr tuple_or_expression(bool with_condition = true, std::string_view end = {},
+                                    bool in_parentheses = false) {
     const int line = now().line;
     std::vector<ExpressionPtr> parts;
     bool is_tuple = false;
     while (true) {
       if (!parts.empty()) expect_sign(",");
       const Token& t = now();
-      if (t.kind == Token::variable_end || t.kind == Token::block_end || t.is_sign(")") || (!end.empty() && t.is_name(end)))
+      if (t.kind == Token::variable_end || t.kind == Token::block_end || t.is_sign(")") ||
+          (!end.empty() && t.is_name(end)))
         break;
       parts.push_back(expression(with_condition));
       if (!now().is_sign(",")) break;

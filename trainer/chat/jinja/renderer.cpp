@@ -48,7 +48,8 @@ class Renderer : public Host {
 
   void spend(int64_t steps) override {
     steps_ += steps;
-    if (steps_ > limits_.steps) throw Error(Fault::limit, "it takes too long: more than the steps that a template may take");
+    if (steps_ > limits_.steps)
+      throw Error(Fault::limit, "it takes too long: more than the steps that a template may take");
   }
   std::chrono::system_clock::time_point now() override { return now_(); }
   void adopt(const std::shared_ptr<Namespace>& space) override {
@@ -316,16 +317,14 @@ class Renderer : public Host {
 
   // ---- macros ----
   Value function_of(const S& s, Activation& activation, std::string text) {
-    return std::make_shared<const Function>(Function{s.text, std::move(text), [this, &s, &activation](const Arguments& a) {
-                                                       return call_body(s, activation, a);
-                                                     }});
+    return std::make_shared<const Function>(Function{
+        s.text, std::move(text), [this, &s, &activation](const Arguments& a) { return call_body(s, activation, a); }});
   }
 
   Value call_body(const S& s, Activation& outer, Arguments arguments) {
     const Deeper deeper(*this);
     std::optional<Activation> own;
-    Activation& activation =
-        s.function.makes_functions ? keep(s.function, &outer) : own.emplace(s.function, &outer);
+    Activation& activation = s.function.makes_functions ? keep(s.function, &outer) : own.emplace(s.function, &outer);
     const size_t count = s.parameters.size();
     auto& named = arguments.named;
     const auto take = [&](const std::string& name) -> std::optional<Value> {
@@ -357,8 +356,9 @@ class Renderer : public Host {
     } else if (!named.empty()) {
       for (const auto& [key, value] : named)
         if (key == "caller")
-          fail(fmt::format("macro {} was invoked with two values for the special caller argument. This is most likely a bug.",
-                           name));
+          fail(fmt::format(
+              "macro {} was invoked with two values for the special caller argument. This is most likely a bug.",
+              name));
       fail(fmt::format("macro {} takes no keyword argument {}", name, repr(named[0].first)));
     }
     if (s.varargs_slot >= 0) {
@@ -419,7 +419,8 @@ class Renderer : public Host {
   }
 
   Value filtered(const E& e, const Value& head, Activation& activation) {
-    const Value value = e.a ? (e.a->kind == E::filter ? filtered(*e.a, head, activation) : evaluate(*e.a, activation)) : head;
+    const Value value =
+        e.a ? (e.a->kind == E::filter ? filtered(*e.a, head, activation) : evaluate(*e.a, activation)) : head;
     const Arguments arguments = arguments_of(e, activation);
     at(e.line);
     return apply_filter(*this, e.name, value, arguments);

@@ -12,7 +12,7 @@
 namespace cairn::jinja {
 
 struct Limits {
-  int64_t steps = 100'000'000;        // statements and expressions; 32 bytes of text made count as one
+  int64_t steps = 50'000'000;          // statements and expressions; 32 bytes of text made count as one
   int64_t bytes = int64_t{256} << 20;  // of one text
 };
 

@@ -37,8 +37,8 @@ struct Reference {
 
 struct Rule {
   Load::Kind kind;
-  std::string name = {};                // resolve
-  std::optional<Reference> from = {};   // alias
+  std::string name = {};               // resolve
+  std::optional<Reference> from = {};  // alias
 };
 
 struct Symbols {
@@ -51,7 +51,8 @@ struct Symbols {
 
   std::optional<Reference> find(const std::string& name) const {
     for (const Symbols* s = this; s; s = s->parent)
-      if (const auto at = s->references.find(name); at != s->references.end()) return Reference{at->second, s->function};
+      if (const auto at = s->references.find(name); at != s->references.end())
+        return Reference{at->second, s->function};
     return std::nullopt;
   }
   void define(const std::string& name, Rule rule) {
@@ -250,8 +251,8 @@ class Placer {
     if (e.kind == E::variable || e.kind == E::space_field) {
       const auto reference = symbols.find(e.name);
       if (!reference)
-        throw Error(Fault::unsupported, fmt::format("the variable '{}' in a filter of a set block is not supported", e.name),
-                    e.line);
+        throw Error(Fault::unsupported,
+                    fmt::format("the variable '{}' in a filter of a set block is not supported", e.name), e.line);
       e.place = place_of(*reference, symbols.function);
     }
     for (E* part : {e.a.get(), e.b.get(), e.c.get(), e.d.get()})
@@ -319,7 +320,8 @@ class Placer {
       case S::break_:
       case S::continue_:
         if (!in_loop)
-          throw Error(Fault::syntax, fmt::format("'{}' outside loop", s.kind == S::break_ ? "break" : "continue"), s.line);
+          throw Error(Fault::syntax, fmt::format("'{}' outside loop", s.kind == S::break_ ? "break" : "continue"),
+                      s.line);
     }
   }
 
@@ -373,7 +375,8 @@ class Placer {
                     "When defining macros or call blocks the special \"caller\" argument must be omitted or be given a "
                     "default.",
                     s.line);
-    for (const auto& [name, slot] : {std::pair{"caller", &s.caller_slot}, {"kwargs", &s.kwargs_slot}, {"varargs", &s.varargs_slot}}) {
+    for (const auto& [name, slot] :
+         {std::pair{"caller", &s.caller_slot}, {"kwargs", &s.kwargs_slot}, {"varargs", &s.varargs_slot}}) {
       if (!special.found.count(name) || named.count(name)) continue;
       inside.parameter(name);
       *slot = function.slot(inside.references.at(name));

@@ -58,8 +58,8 @@ struct Expression {
 struct Load {
   enum Kind { parameter, resolve, alias, clear } kind;  // parameter: whoever enters gives it
   int slot;                                             // of the function that runs
-  std::string name = {};  // resolve: of the variables that the caller gives
-  Place from = {};        // alias
+  std::string name = {};                                // resolve: of the variables that the caller gives
+  Place from = {};                                      // alias
 };
 
 // The variables of a function: the template itself, a macro, a body that is called, the filter of a for statement.
@@ -98,10 +98,10 @@ struct Statement {
   std::vector<Parameter> parameters = {};
 
   // Filled by place_variables().
-  Place place = {};               // macro: the variable that holds it
-  int loop_slot = -1;             // for_: `loop`, where the body speaks of it
+  Place place = {};                                           // macro: the variable that holds it
+  int loop_slot = -1;                                         // for_: `loop`, where the body speaks of it
   int caller_slot = -1, kwargs_slot = -1, varargs_slot = -1;  // of a macro or a call block
-  bool explicit_caller = false;   // a parameter of that name
+  bool explicit_caller = false;                               // a parameter of that name
   std::vector<Load> loads = {}, otherwise_loads = {}, test_loads = {};
   FunctionPlan function = {}, test_function = {};
 };

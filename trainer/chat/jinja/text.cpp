@@ -46,9 +46,7 @@ bool is_cased(uint32_t c) { return u_hasBinaryProperty(static_cast<UChar32>(c), 
 
 // Unicode's Final_Sigma: a cased letter before it and none after, whatever is case-ignorable between.
 bool ends_word(const std::vector<std::string_view>& chars, size_t at) {
-  const auto ignorable = [](uint32_t c) {
-    return u_hasBinaryProperty(static_cast<UChar32>(c), UCHAR_CASE_IGNORABLE);
-  };
+  const auto ignorable = [](uint32_t c) { return u_hasBinaryProperty(static_cast<UChar32>(c), UCHAR_CASE_IGNORABLE); };
   size_t before = at, after = at + 1;
   while (before > 0 && ignorable(code_point(chars[before - 1]))) --before;
   while (after < chars.size() && ignorable(code_point(chars[after]))) ++after;
@@ -96,7 +94,8 @@ std::optional<std::string> digits_of(std::string_view text) {
   for (size_t i = 0; i < text.size(); ++i) {
     if (text[i] != '_') {
       out += text[i];
-    } else if (i == 0 || i + 1 == text.size() || text[i - 1] == '_' || !std::isalnum(static_cast<unsigned char>(text[i - 1])) ||
+    } else if (i == 0 || i + 1 == text.size() || text[i - 1] == '_' ||
+               !std::isalnum(static_cast<unsigned char>(text[i - 1])) ||
                !std::isalnum(static_cast<unsigned char>(text[i + 1]))) {
       return std::nullopt;
     }
@@ -311,9 +310,8 @@ bool is_lower(std::string_view text) {
 bool is_alpha(std::string_view text) { return all_are(text, letter); }
 bool is_digit(std::string_view text) { return all_are(text, digit); }
 bool is_alnum(std::string_view text) {
-  return all_are(text, [](UChar32 c) {
-    return letter(c) || u_getIntPropertyValue(c, UCHAR_NUMERIC_TYPE) != U_NT_NONE;
-  });
+  return all_are(text,
+                 [](UChar32 c) { return letter(c) || u_getIntPropertyValue(c, UCHAR_NUMERIC_TYPE) != U_NT_NONE; });
 }
 bool is_all_space(std::string_view text) {
   return all_are(text, [](UChar32 c) { return is_space(static_cast<uint32_t>(c)); });
@@ -381,7 +379,8 @@ std::optional<int64_t> to_integer(std::string_view text, int base) {
   }
   if (base == 0) {
     base = 10;
-    if (text.size() > 1 && text[0] == '0' && text.find_first_not_of("0_") != std::string_view::npos) return std::nullopt;
+    if (text.size() > 1 && text[0] == '0' && text.find_first_not_of("0_") != std::string_view::npos)
+      return std::nullopt;
   }
   const auto digits = digits_of(text);
   if (!digits || digits->empty()) return std::nullopt;

@@ -32,7 +32,7 @@ int64_t count_of(std::string_view text, std::string_view part);  // not overlapp
 std::string upper(std::string_view text);
 std::string lower(std::string_view text);
 std::string capitalize(std::string_view text);
-std::string title(std::string_view text);          // str.title
+std::string title(std::string_view text);           // str.title
 std::string title_of_words(std::string_view text);  // Jinja's filter `title`
 bool is_upper(std::string_view text);
 bool is_lower(std::string_view text);

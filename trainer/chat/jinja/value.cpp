@@ -189,7 +189,8 @@ Value from_json(const nlohmann::ordered_json& json) {
       return json.get<int64_t>();
     case nlohmann::json::value_t::number_float:
       // An integer too large for 64 bits is read as a float: which one it was is not known.
-      if (std::abs(json.get<double>()) >= 0x1p63) unsupported(fmt::format("the number {} beyond 64 bits", json.get<double>()));
+      if (std::abs(json.get<double>()) >= 0x1p63)
+        unsupported(fmt::format("the number {} beyond 64 bits", json.get<double>()));
       return json.get<double>();
     case nlohmann::json::value_t::string: {
       const std::string& text = json.get_ref<const std::string&>();
@@ -213,9 +214,9 @@ Value from_json(const nlohmann::ordered_json& json) {
 }
 
 const char* type_name(const Value& value) {
-  static constexpr const char* kNames[] = {"Undefined", "NoneType", "bool", "int", "float", "str", "list", "tuple",
-                                           "dict", "dict_items", "range", "generator", "Namespace", "function",
-                                           "LoopContext"};
+  static constexpr const char* kNames[] = {"Undefined", "NoneType",  "bool",      "int",      "float",
+                                           "str",       "list",      "tuple",     "dict",     "dict_items",
+                                           "range",     "generator", "Namespace", "function", "LoopContext"};
   return value.safe() ? "Markup" : kNames[static_cast<int>(value.type())];
 }
 
@@ -320,9 +321,7 @@ std::optional<int64_t> size_of(const Value& value) {
   }
 }
 
-bool is_iterable(const Value& value) {
-  return size_of(value).has_value() || value.is(Type::iterator);
-}
+bool is_iterable(const Value& value) { return size_of(value).has_value() || value.is(Type::iterator); }
 
 std::function<std::optional<Value>()> iterate(const Value& value) {
   switch (value.type()) {

@@ -68,13 +68,29 @@ struct Loop {
   std::function<std::optional<Value>()> pull;
   std::function<std::optional<int64_t>()> size;  // where the iterable knows it
   int64_t index0 = -1;
-  std::vector<Value> ahead;           // pulled, not yet given; the last one comes next
+  std::vector<Value> ahead;                // pulled, not yet given; the last one comes next
   std::shared_ptr<Value> before, current;  // null: none
   std::optional<int64_t> length;
   std::shared_ptr<Value> changed;
 };
 
-enum class Type { undefined, none, boolean, integer, real, text, list, tuple, dict, view, range, iterator, space, function, loop };
+enum class Type {
+  undefined,
+  none,
+  boolean,
+  integer,
+  real,
+  text,
+  list,
+  tuple,
+  dict,
+  view,
+  range,
+  iterator,
+  space,
+  function,
+  loop
+};
 
 class Value {
  public:
