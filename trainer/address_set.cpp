@@ -211,8 +211,8 @@ std::vector<Located> locate_pattern(const std::string& set) {
     }
   }
   if (found.empty())
-    throw std::runtime_error(
-        fmt::format("{}: no model in {} is called {}, {} being a number", set, folder, name, kNumber));
+    throw std::runtime_error(fmt::format("{}: no model folder or GGUF file in {} is called {}, {} being a number", set,
+                                         folder, name, kNumber));
   std::vector<Located> located;
   for (const auto& [step, path] : found) {
     located.push_back(locate(path));

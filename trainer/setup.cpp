@@ -122,8 +122,7 @@ void settle_modules(const config::RunConfig& config, const std::string& origin, 
     section[key] = config.model.config.at(key);
     return;
   }
-  if (section.contains(key) && section.at(key) != 0)
-    section[key] = modules_in(section, open_weights(origin));
+  if (section.contains(key) && section.at(key) != 0) section[key] = modules_in(section, open_weights(origin));
 }
 
 }  // namespace

@@ -144,7 +144,7 @@ at::Tensor pooled_balance(State& state, const StepData& data, const StepSettings
 // Target tokens of the whole batch that each module which predicts further tokens has.
 std::vector<int64_t> mtp_targets(const State& state, const StepData& data, const StepSettings& settings) {
   std::vector<int64_t> targets;
-  const int64_t modules = state.model().mtp_modules();
+  const int64_t modules = data.loss ? 0 : state.model().mtp_modules();
   if (modules == 0) return targets;
   const ModelInput batch = model_input(data.rows(0, settings.batch));
   for (int64_t m = 0; m < modules; ++m) {
@@ -232,8 +232,9 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
       input.pass.experts = experts;
       input.pass.measured = &measured;
       if (overlapped && lane + 1 == local_lanes && row + rows == lane_rows) input.pass.seams = &last_backward;
-      const models::Loss loss = state.model().loss(input.ids, input.targets, input.pass, 1 / targets, settings.z_loss,
-                                                   settings.trains_model, further_scales);
+      const models::Loss loss = data.loss ? data.loss(state.model(), input, first + row, rows)
+                                          : state.model().loss(input.ids, input.targets, input.pass, 1 / targets,
+                                                               settings.z_loss, settings.trains_model, further_scales);
       sum[0] += loss.nll, sum[1] += loss.z, sum[2] += static_cast<double>(loss.correct);
       for (size_t m = 0; m < loss.mtp.size(); ++m) {
         sum[3 * m + 3] += loss.mtp[m].nll, sum[3 * m + 4] += loss.mtp[m].z;

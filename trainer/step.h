@@ -45,6 +45,12 @@ struct StepResult {
   bool updated = true;  // false: the update was skipped
 };
 
+// What a model needs to know of rows of a batch. The tensors copy the batch's numbers.
+struct ModelInput {
+  at::Tensor ids, targets;  // int32 [N]
+  models::Pass pass;
+};
+
 // Where a step's sequences come from: any slice of the batch, and what is known of all of it.
 struct StepData {
   int64_t context = 0;
@@ -52,6 +58,9 @@ struct StepData {
   int64_t rows_count = 0;  // tokens of the whole batch
   int64_t queries = 0;     // those of them that are not the first of their document
   std::function<data::Batch(int64_t first, int64_t count)> rows;
+  // Where the loss is another than that of the targets: of the rows that `input` holds, with the whole backward pass;
+  // its `nll` is this micro-batch's share of `targets` times the step's loss.
+  std::function<models::Loss(models::Decoder& model, const ModelInput& input, int64_t first, int64_t count)> loss;
 };
 // The batch of step n.
 StepData step_data(const data::Dataset& data, int64_t n);
@@ -76,11 +85,6 @@ StepResult train_step(State& state, const StepData& data, const StepSettings& se
 // mean chose it, down where more did. `measured`: counts of the global batch.
 void move_routing_biases(models::Decoder& model, const models::Measured& measured, double speed);
 
-// What a model needs to know of rows of a batch. The tensors copy the batch's numbers.
-struct ModelInput {
-  at::Tensor ids, targets;  // int32 [N]
-  models::Pass pass;
-};
 ModelInput model_input(const data::Batch& batch);
 
 }  // namespace cairn

@@ -23,6 +23,10 @@ void check_machine(const config::RunConfig& config, parallel::World& world) {
   if (config.parallel.data > 0 && config.parallel.data != world.size) {
     config.fail("parallel.data", fmt::format("found {}, but {} ranks were started", config.parallel.data, world.size));
   }
+  if (config.objective == "grpo" && world.size > 1)
+    config.fail(
+        "objective",
+        fmt::format("found 'grpo' on {} ranks, expected one: sampling is not shared among ranks yet", world.size));
   world.agree("the configuration", config::to_yaml(config));
 }
 
@@ -48,6 +52,7 @@ void Stepper::prepare(const data::ProgressCallback& progress, const std::filesys
   check_modules(config_, decoder_config_);
   check_indexer(config_, decoder_config_);
   data_ = make_dataset(config_, tokenizer_, progress);
+  objective_ = make_objective(config_, tokenizer_, decoder_config_, *data_);
   last_ = last_step(config_, *data_);
   check_schedules(config_, last_);
 }
@@ -136,7 +141,7 @@ Advance Stepper::advance(StepObserver* observer) {
   const double threshold = spikes_.threshold(stage.train.on_spike);
   // Neither a step that is skipped nor one that ends the run moves the weights.
   made.settings.skip_loss_above = threshold;
-  made.result = train_step(*state_, step_data(*data_, made.step), made.settings, observer);
+  made.result = train_step(*state_, objective_->step(*state_, made.step, made.settings), made.settings, observer);
 
   const bool spike = made.result.finite && threshold > 0 && made.result.loss > threshold;
   if (!made.result.finite) {

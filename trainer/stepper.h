@@ -9,6 +9,7 @@
 
 #include "trainer/config/run_config.h"
 #include "trainer/data/dataset.h"
+#include "trainer/objectives/objective.h"
 #include "trainer/setup.h"
 #include "trainer/spike.h"
 #include "trainer/state.h"
@@ -57,6 +58,7 @@ class Stepper {
   const TokenizerPtr& tokenizer() const { return tokenizer_; }
   const models::DecoderConfig& decoder_config() const { return decoder_config_; }
   const data::Dataset& data() const { return *data_; }
+  Objective& objective() { return *objective_; }
   std::optional<int64_t> last() const { return last_; }  // the run's last step; none where only the clock ends it
   State& state() { return *state_; }
   int64_t step() const { return state_->step; }
@@ -69,6 +71,7 @@ class Stepper {
   TokenizerPtr tokenizer_;
   models::DecoderConfig decoder_config_;
   std::unique_ptr<data::Dataset> data_;
+  std::unique_ptr<Objective> objective_;
   std::optional<int64_t> last_;
   std::unique_ptr<State> state_;
   const config::Stage* stage_ = nullptr;

@@ -69,6 +69,7 @@ class Loop {
       if (line.at("digest").is_string()) check_against_past(made.step, line.at("digest"));
       const double step_seconds = seconds_since(step_start);
       line["seconds"] = step_seconds;
+      keep_samples(made.step);
       // Where the best checkpoint is kept, each has to be measured.
       const bool rated = scheduled && config_.checkpoints.keep.best && !config_.checkpoints.keep.all;
       const config::Stage& stage = config_.stage_of(made.step);
@@ -114,6 +115,16 @@ class Loop {
     return {.step = step, .loss = result.loss, .stopped_by = made.stop};
   }
 
+  // RUN/rollouts/step-N.jsonl: whole under its name, before the journal knows the step.
+  void keep_samples(int64_t step) {
+    const std::vector<Json> samples = stepper_.objective().samples();
+    if (samples.empty() || !world_.is_first()) return;
+    std::string text;
+    for (const Json& sample : samples) text += sample.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    fs::create_directories(run_ / "rollouts");
+    checkpoints::replace_file(run_ / "rollouts" / fmt::format("{}.jsonl", checkpoints::Store::folder_name(step)), text);
+  }
+
   // Stores the state as it is, unless it is stored.
   void keep_state(const std::string& digest) {
     saver_->drain();
@@ -150,6 +161,7 @@ class Loop {
     line["accuracy"] = made.result.accuracy;
     line["batch"] = {
         {"seed", config_.seed.data}, {"rows", made.settings.batch}, {"context", stepper_.data().context(made.step)}};
+    if (const Json metrics = stepper_.objective().metrics(); metrics.is_object()) line["metrics"] = metrics;
     if (world_.size > 1) line["ranks"] = world_.size;
     if (parent_.is_object() && parent_.at("step") == made.step - 1)  // the first step of a fork
       line["parent"] = {{"run", parent_.at("run")}, {"step", parent_.at("step")}};
@@ -275,6 +287,16 @@ class Loop {
     like.aten = stage.train.kernels == "aten";
     like.indexer = indexer_pass(stage);
     like.indexer.train = false;
+    if (config_.objective == "grpo") {
+      const Json found = stepper_.objective().evaluate(
+          stepper_.state(), step_settings(config_, stage, stepper_.step(), stepper_.last()), config_.eval.sequences);
+      if (!found.is_object()) return;
+      line["task"] = found;
+      console_.line(fmt::format("step {:>5}  {}: accuracy {:.1f}% ± {:.1f}, of {} held-out problems", stepper_.step(),
+                                config_.task.name, 100 * found.at("accuracy").get<double>(),
+                                100 * found.at("standard_error").get<double>(), found.at("problems").get<int64_t>()));
+      return;
+    }
     const data::Dataset& data = stepper_.data();
     for (const std::string& set : data.validation_names()) {
       const Evaluation e = evaluate_set(stepper_.state().model(), data, set, config_.eval.sequences,

@@ -49,6 +49,10 @@ void TrainLog::curves(const Json& line) {
   for (const auto& [name, blocks] : layers.items())
     for (const auto& [block, value] : blocks.items())
       board_->scalar(fmt::format("layers/{}/{}", name, block), value.get<double>(), step);
+  for (const auto& [name, value] : line.value("metrics", Json::object()).items())
+    board_->scalar(name, value.get<double>(), step);
+  for (const auto& [name, value] : line.value("task", Json::object()).items())
+    if (value.is_number()) board_->scalar("eval/task/" + name, value.get<double>(), step);
   if (!line.contains("eval")) return;
   for (const auto& [set, values] : line.at("eval").items()) {
     board_->scalar(fmt::format("eval/{}/nll", set), values.at("nll").get<double>(), step);

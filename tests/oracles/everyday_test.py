@@ -173,9 +173,9 @@ def test_events_are_stored():
 def test_chat_and_generate():
     with workspace() as folder:
         run, _ = train(folder, **{"train.steps": 5, **CONSTANT})
-        done = cairn("chat", run, "--max-tokens", 6, "--temperature", 0, input="The people\nsaid\n\nnot read\n")
+        done = cairn("chat", run, "--plain", "--max-tokens", 6, "--temperature", 0, input="The people\nsaid\n\nnot read\n")
         assert done.stdout.count("> ") == 3 and len(done.stdout.splitlines()) >= 4, done.stdout
-        again = cairn("chat", run, "--max-tokens", 6, "--temperature", 0, input="The people\nsaid\n")  # ends with the pipe
+        again = cairn("chat", run, "--plain", "--max-tokens", 6, "--temperature", 0, input="The people\nsaid\n")  # ends with the pipe
         assert again.stdout.startswith(done.stdout.rstrip("\n").removesuffix("> ")), (done.stdout, again.stdout)
         # What the model's folder calls the end of a text ends it: a list, one id, and config.json where there is no other.
         model = os.path.join(run, "checkpoints", "step-00000005")

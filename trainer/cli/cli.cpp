@@ -29,7 +29,7 @@ constexpr Entry kVerbs[] = {
     {"verify", "check digests and formats of a run, a checkpoint or a model", verify_verb},
     {"eval", "how well a model predicts a text or given ids", eval_verb},
     {"generate", "sample from a model", generate_verb},
-    {"chat", "talk with a model on the terminal (plain continuation)", chat_verb},
+    {"chat", "talk with a model, through its own chat template", chat_verb},
     {"diff", "two models compared tensor by tensor, or two runs setting by setting", diff_verb},
     {"merge", "one model made of several: averages, SLERP, task vectors", merge_verb},
     {"upcycle", "a mixture of experts that begins with the weights of a dense model", upcycle_verb},

@@ -10,8 +10,8 @@ namespace {
 
 constexpr int kUsualLanes = 4, kUsualMicroBatch = 8;  // what `auto` aims at
 
-const std::vector<std::string> kObjectives = {"pretrain", "sft"};
-const std::vector<std::string> kLaterObjectives = {"distill", "dpo", "grpo", "ppo"};
+const std::vector<std::string> kObjectives = {"pretrain", "sft", "grpo"};
+const std::vector<std::string> kLaterObjectives = {"distill", "dpo", "ppo"};
 
 bool power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
 
@@ -37,6 +37,35 @@ void check_objective(const RunConfig& config) {
                                        fmt::join(kObjectives, ", "), did_you_mean(config.objective, kObjectives)));
 }
 
+// Sections of reinforcement learning, and what they take of the others.
+void check_rl(const RunConfig& config) {
+  if (config.objective != "grpo") {
+    for (const char* section : {"rl", "rollout", "task", "rewards"})
+      if (config.locations.contains(section))
+        config.fail(section, fmt::format("found it under `objective: {}`, expected it with `objective: grpo`",
+                                         config.objective));
+    return;
+  }
+  const int64_t group = config.rl.advantage.num_generations;
+  for (std::size_t i = 0; i < config.stages.size(); ++i) {
+    const std::string prefix = config.staged ? fmt::format("stages.{}.", i) : "";
+    const auto& train = config.stages[i].train;
+    if (train.batch % group != 0)
+      config.fail(
+          key_in_stage(config, prefix, "train.batch"),
+          fmt::format("found {} completions, expected a multiple of rl.num_generations ({})", train.batch, group));
+    if (!config.stages[i].data.train.empty() || !config.stages[i].data.validation.empty())
+      config.fail(key_in_stage(config, prefix, "data"),
+                  "found sources of text, expected none with `objective: grpo`: what is asked stands in `task`");
+  }
+  if (config.train.epochs || config.train.tokens)
+    config.fail(config.train.epochs ? "train.epochs" : "train.tokens",
+                "found it with `objective: grpo`, expected train.steps or train.minutes");
+  if (config.data.tokenizer.train)
+    config.fail("data.tokenizer.train",
+                "found a tokenizer to train without a text, expected file, bytes or model.from");
+}
+
 void check_model(const RunConfig& config) {
   const auto& model = config.model;
   if (model.from) {
@@ -45,10 +74,11 @@ void check_model(const RunConfig& config) {
     for (const auto& [key, value] : model.config.items()) {
       if (key == "num_nextn_predict_layers") continue;
       if (key == "model_type" || (key.starts_with("index_") && model.config.contains("model_type"))) continue;
-      config.fail("model." + key,
-                  "found a shape beside model.from, expected one or the other: the weights bring theirs; what may be "
-                  "added is an indexer, by a model_type that has one (llama_dsa, ...) and its index_ settings, and modules "
-                  "that predict further tokens, by num_nextn_predict_layers");
+      config.fail(
+          "model." + key,
+          "found a shape beside model.from, expected one or the other: the weights bring theirs; what may be "
+          "added is an indexer, by a model_type that has one (llama_dsa, ...) and its index_ settings, and modules "
+          "that predict further tokens, by num_nextn_predict_layers");
     }
     return;
   }
@@ -135,7 +165,7 @@ void check_sources(const RunConfig& config, const std::string& prefix, const std
 }
 
 void check_data(const RunConfig& config, const std::string& prefix, const Stage& stage) {
-  if (stage.data.train.empty())
+  if (stage.data.train.empty() && config.objective != "grpo")
     config.fail(key_in_stage(config, prefix, "data.train"), "found no source, expected a list such as [{text: FILE}]");
   check_sources(config, prefix, stage.data.train, "data.train");
   check_sources(config, prefix, stage.data.validation, "data.validation");
@@ -219,7 +249,8 @@ void check_train(const RunConfig& config) {
     config.fail("checkpoints.keep.best",
                 "found true without a validation loss to go by, expected eval.every and data.validation or "
                 "data.validation_fraction");
-  if (config.eval.every > 0 && config.data.validation.empty() && config.data.validation_fraction == 0)
+  if (config.eval.every > 0 && config.objective != "grpo" && config.data.validation.empty() &&
+      config.data.validation_fraction == 0)
     config.fail(
         "eval.every",
         fmt::format(
@@ -252,6 +283,7 @@ void resolve_batch(const RunConfig& config, const std::string& prefix, TrainOpti
 
 void check_run(const RunConfig& config) {
   check_objective(config);
+  check_rl(config);
   check_model(config);
   check_train(config);
   for (std::size_t i = 0; i < config.stages.size(); ++i) {

@@ -150,7 +150,8 @@ struct TrainOptions {
   std::string device = "auto";        // auto cpu cuda
   std::string kernels = "fast";       // fast aten reference
   bool activation_checkpointing = false;
-  std::optional<double> mtp_loss_scaling_factor;  // of modules that predict further tokens; null: 0.1 where there are some
+  std::optional<double>
+      mtp_loss_scaling_factor;        // of modules that predict further tokens; null: 0.1 where there are some
   std::string on_nonfinite = "stop";  // stop skip
   SpikeOptions on_spike;
   int64_t log_every = 10;  // steps between lines on the console; the journal has every step

@@ -105,6 +105,9 @@ static void read_items(const Tree& tree, const std::string& path, const Rule& ru
 void read_value(const Tree& tree, const std::string& path, const Rule& rule, std::vector<int64_t>& value) {
   read_items(tree, path, rule, value);
 }
+void read_value(const Tree& tree, const std::string& path, const Rule& rule, std::vector<double>& value) {
+  read_items(tree, path, rule, value);
+}
 void read_value(const Tree& tree, const std::string& path, const Rule& rule, std::vector<std::string>& value) {
   read_items(tree, path, rule, value);
 }

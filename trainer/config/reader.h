@@ -22,6 +22,7 @@ void read_value(const Tree& tree, const std::string& path, const Rule& rule, boo
 void read_value(const Tree& tree, const std::string& path, const Rule& rule, std::string& value);
 void read_value(const Tree& tree, const std::string& path, const Rule& rule, std::array<double, 2>& value);
 void read_value(const Tree& tree, const std::string& path, const Rule& rule, std::vector<int64_t>& value);
+void read_value(const Tree& tree, const std::string& path, const Rule& rule, std::vector<double>& value);
 void read_value(const Tree& tree, const std::string& path, const Rule& rule, std::vector<std::string>& value);
 template <class T>
 void read_value(const Tree& tree, const std::string& path, const Rule& rule, std::optional<T>& value) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "trainer/config/options.h"
+#include "trainer/rl/options.h"
 
 namespace cairn::config {
 
@@ -33,6 +34,25 @@ struct TaskOptions {
   std::string extract = "text";             // data: what of the answer is the reference
   std::string pattern;                      // data, extract: pattern
   bool operator==(const TaskOptions&) const = default;
+};
+
+// Reinforcement learning: GRPOConfig's keys; what is sampled and what is learned from it.
+struct RlOptions {
+  rl::PolicyOptions policy;
+  rl::AdvantageOptions advantage;
+  double temperature = 1.0, top_p = 1.0, min_p = 0.0;
+  int64_t top_k = 0;              // 0: off
+  std::vector<std::string> stop;  // texts that end a completion
+  int64_t min_completion_length = 0;
+  bool operator==(const RlOptions&) const = default;
+};
+
+// The engine that samples.
+struct RolloutOptions {
+  int64_t page_size = 64, max_batch = 64, cache_mib = 1024;
+  bool exact = false;
+  std::string overflow = "error";  // error truncate
+  bool operator==(const RolloutOptions&) const = default;
 };
 
 struct RewardOptions {

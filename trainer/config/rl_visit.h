@@ -56,6 +56,62 @@ void visit(V& v, TaskOptions& o) {
 }
 
 template <class V>
+void visit(V& v, RlOptions& o) {
+  auto& p = o.policy;
+  auto& a = o.advantage;
+  v.key("num_generations", a.num_generations, at_least(1), "completions of each prompt; divides train.batch");
+  v.key("max_completion_length", p.max_completion_length, at_least(1), "tokens of a completion at most");
+  v.key("min_completion_length", o.min_completion_length, at_least(0), "tokens before which none ends it");
+  v.key("temperature", o.temperature, above(0), "of sampling, and of the log-probabilities that are learned from");
+  v.key("top_p", o.top_p, between(0, 1), "sampling: the smallest set of tokens of at least this mass");
+  v.key("top_k", o.top_k, at_least(0), "sampling: the likeliest (0: all)");
+  v.key("min_p", o.min_p, from_below(0, 1), "sampling: tokens at least this likely beside the likeliest");
+  v.key("stop", o.stop, any(), "texts that end a completion");
+  v.key("loss_type", p.loss_type, any(), "grpo bnpo dr_grpo dapo cispo sapo luspo vespo rloo");
+  v.key("importance_sampling_level", p.importance_sampling_level, one_of({"token", "sequence"}), "of the ratio");
+  v.key("epsilon", p.epsilon, above(0), "clip of the ratio");
+  v.key("epsilon_high", p.epsilon_high, above(0), "its upper side (null: epsilon); cispo: the cap itself");
+  v.key("delta", p.delta, above(0), "largest ratio of the unclipped term");
+  v.key("beta", p.beta, at_least(0), "coefficient of the KL to the weights that the run began with");
+  v.key("kl_estimator", p.kl_estimator, one_of({"k1", "k2", "k3"}), "how the KL is estimated");
+  v.key("kl_in_reward", p.kl_in_reward, any(), "the KL is taken off the reward, not added to the loss");
+  v.key("use_bias_correction_kl", p.use_bias_correction_kl, any(), "the KL of the loss is weighted by the ratio");
+  v.key("mask_truncated_completions", p.mask_truncated_completions, any(), "nothing is learned from cut completions");
+  v.key("top_entropy_quantile", p.top_entropy_quantile, between(0, 1), "share of the tokens learned from");
+  v.key("off_policy_mask_threshold", p.off_policy_mask_threshold, above(0), "nats a token");
+  v.key("sapo_temperature_neg", p.sapo_temperature_neg, above(0), "sapo");
+  v.key("sapo_temperature_pos", p.sapo_temperature_pos, above(0), "sapo");
+  v.key("vespo_k_pos", p.vespo_k_pos, above(0), "vespo");
+  v.key("vespo_lambda_pos", p.vespo_lambda_pos, above(0), "vespo");
+  v.key("vespo_k_neg", p.vespo_k_neg, above(0), "vespo");
+  v.key("vespo_lambda_neg", p.vespo_lambda_neg, above(0), "vespo");
+  v.key("entropy_coef", p.entropy_coef, any(), "bonus for entropy");
+  v.key("vllm_importance_sampling_correction", p.vllm_importance_sampling_correction, any(),
+        "weights of the policy over the one that sampled");
+  v.key("vllm_importance_sampling_mode", p.vllm_importance_sampling_mode,
+        one_of({"token_truncate", "token_mask", "sequence_truncate", "sequence_mask"}), "how they are bounded");
+  v.key("vllm_importance_sampling_clip_max", p.vllm_importance_sampling_clip_max, above(0), "their largest");
+  v.key("vllm_importance_sampling_clip_min", p.vllm_importance_sampling_clip_min, above(0), "their least");
+  v.key("advantage_estimator", a.advantage_estimator, any(),
+        "grpo rloo reinforce_plus_plus reinforce_plus_plus_baseline");
+  v.key("reward_weights", a.reward_weights, any(), "one a reward (empty: 1 each)");
+  v.key("multi_objective_aggregation", a.multi_objective_aggregation,
+        one_of({"sum_then_normalize", "normalize_then_sum"}), "of several rewards");
+  v.key("scale_rewards", a.scale_rewards, one_of({"group", "batch", "none"}), "what divides the advantages");
+  v.key("normalize_advantages", a.normalize_advantages, any(), "rloo");
+  v.key("gamma", a.gamma, between(0, 1), "reinforce_plus_plus: discount");
+}
+
+template <class V>
+void visit(V& v, RolloutOptions& o) {
+  v.key("page_size", o.page_size, at_least(16), "rows of a page of keys and values: 16, 32 or a multiple of 64");
+  v.key("max_batch", o.max_batch, at_least(1), "sequences that are decoded together");
+  v.key("cache_mib", o.cache_mib, at_least(1), "memory of keys and values; sequences wait where they do not fit");
+  v.key("exact", o.exact, any(), "log-probabilities of the samples have the trainer's bits");
+  v.key("overflow", o.overflow, one_of({"error", "truncate"}), "a completion that would leave the model's context");
+}
+
+template <class V>
 void visit(V& v, RewardOptions& o) {
   v.key("name", o.name, one_of(reward_names()), "how an answer is judged");
   v.key("label", o.label, any(), "name in metrics and records (\"\": the reward's)");

@@ -6,6 +6,7 @@
 
 #include "trainer/config/reader.h"
 #include "trainer/config/resolve.h"
+#include "trainer/config/rl_reader.h"
 #include "trainer/config/visit.h"
 
 namespace cairn::config {
@@ -58,6 +59,13 @@ RunConfig resolve(Tree tree, const std::vector<std::string>& overrides) {
   resolve_model_address(config);
   resolve_paths(config, "", config.data);
   resolve_stages(tree, config);
+  if (config.objective == "grpo") {
+    const auto locate = [&](const std::string& section) {
+      return [&config, section](const std::string& key) { return config.locate(section + "." + key); };
+    };
+    check_task(config.task, "task", locate("task"));
+    check_rewards(config.rewards, "rewards", locate("rewards"));
+  }
   check_run(config);
   return config;
 }
@@ -94,10 +102,10 @@ void RunConfig::fail(std::string_view key, std::string_view message) const { con
 
 bool RunConfig::operator==(const RunConfig& other) const {
   return std::tie(objective, seed, model, data, optim, indexer, experts, train, checkpoints, trajectory, eval, parallel,
-                  metrics, stages, staged) == std::tie(other.objective, other.seed, other.model, other.data,
-                                                       other.optim, other.indexer, other.experts, other.train,
-                                                       other.checkpoints, other.trajectory, other.eval, other.parallel,
-                                                       other.metrics, other.stages, other.staged);
+                  metrics, rl, rollout, task, rewards, stages, staged) ==
+         std::tie(other.objective, other.seed, other.model, other.data, other.optim, other.indexer, other.experts,
+                  other.train, other.checkpoints, other.trajectory, other.eval, other.parallel, other.metrics, other.rl,
+                  other.rollout, other.task, other.rewards, other.stages, other.staged);
 }
 
 RunConfig load(const std::filesystem::path& file, const std::vector<std::string>& overrides) {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "trainer/config/location.h"
-#include "trainer/config/options.h"
+#include "trainer/config/rl_options.h"
 
 namespace cairn::config {
 
@@ -45,6 +45,10 @@ struct RunConfig {
   EvalOptions eval;
   ParallelOptions parallel;
   MetricsOptions metrics;
+  RlOptions rl;  // objective grpo, and the three after it
+  RolloutOptions rollout;
+  TaskOptions task;
+  std::vector<RewardOptions> rewards;
   std::vector<Stage> stages;  // never empty after load()
   bool staged = false;        // the file has `stages:`
 

@@ -4,6 +4,7 @@
 //   list(name, vector of structs, doc)   rest(json)
 #pragma once
 
+#include "trainer/config/rl_visit.h"
 #include "trainer/config/rules.h"
 #include "trainer/config/run_config.h"
 
@@ -232,6 +233,10 @@ void visit(V& v, RunConfig& o) {
   v.section("eval", o.eval, "validation");
   v.section("parallel", o.parallel, "several processes");
   v.section("metrics", o.metrics, "where numbers go");
+  v.section("rl", o.rl, "objective grpo: GRPOConfig's settings");
+  v.section("rollout", o.rollout, "objective grpo: the engine that samples");
+  v.section("task", o.task, "objective grpo: what is asked");
+  v.list("rewards", o.rewards, "objective grpo: how answers are judged");
 }
 
 }  // namespace cairn::config

@@ -90,6 +90,8 @@ std::string write_yaml(const Json& json) {
 Json to_json(const RunConfig& config) {
   RunConfig copy = config;
   Json json = Writer::write(copy);
+  if (config.objective != "grpo")
+    for (const char* section : {"rl", "rollout", "task", "rewards"}) json.erase(section);
   if (config.staged) {
     json["stages"] = Json::array();
     for (const auto& stage : config.stages) {

@@ -50,7 +50,7 @@ void check_stage(const StageData& stage, const StageData& first, size_t number) 
     throw std::invalid_argument(fmt::format("data (stage {}): {}", number, what));
   };
   const auto& data = stage.data;
-  if (data.train.empty()) fail("train names no source");
+  if (data.train.empty() != first.data.train.empty()) fail("train names no source");
   if (data.examples != first.data.examples) fail("examples and windows of text do not go together");
   if (data.context < 1) fail(fmt::format("context: {} is not positive", data.context));
   if (stage.batch < 1) fail(fmt::format("batch: {} is not positive", stage.batch));
@@ -134,6 +134,7 @@ struct Dataset::Impl {
   }
 
   void open_training(const ProgressCallback& progress) {
+    if (stages[0].data.train.empty()) return;
     std::vector<SamplerStage> plan;
     for (const auto& stage : stages) {
       SamplerStage out{stage.steps, stage.batch, {}};
@@ -253,8 +254,14 @@ Dataset::Dataset(std::vector<StageData> stages, Encoding encoding, uint64_t seed
 Dataset::~Dataset() = default;
 Dataset::Dataset(Dataset&&) noexcept = default;
 
-int64_t Dataset::steps() const { return impl_->sampler->steps(); }
-int64_t Dataset::stage(int64_t step) const { return impl_->sampler->stage(step); }
+int64_t Dataset::steps() const { return impl_->sampler ? impl_->sampler->steps() : -1; }
+int64_t Dataset::stage(int64_t step) const {
+  if (impl_->sampler) return impl_->sampler->stage(step);
+  size_t stage = 0;
+  for (int64_t left = step; stage + 1 < impl_->stages.size() && left > impl_->stages[stage].steps; ++stage)
+    left -= impl_->stages[stage].steps;
+  return static_cast<int64_t>(stage);
+}
 int64_t Dataset::rows(int64_t step) const { return impl_->stages[stage(step)].batch; }
 int64_t Dataset::context(int64_t step) const { return impl_->stages[stage(step)].data.context; }
 

@@ -36,6 +36,7 @@ struct PolicyOptions {
   std::optional<double> vllm_importance_sampling_clip_max = 3.0, vllm_importance_sampling_clip_min;
 
   double upper_epsilon() const { return epsilon_high.value_or(epsilon); }
+  bool operator==(const PolicyOptions&) const = default;
 };
 
 struct AdvantageOptions {
@@ -47,6 +48,7 @@ struct AdvantageOptions {
   bool normalize_advantages = false;                               // of TRL's RLOOConfig, rloo alone
   std::optional<double> reward_clip_min, reward_clip_max;          // its reward_clip_range, rloo alone
   double gamma = 1.0, lam = 1.0;                                   // verl's; gae and reinforce_plus_plus
+  bool operator==(const AdvantageOptions&) const = default;
 };
 
 // Throws std::invalid_argument naming the key, the value and the reason where a setting is out of its range or settings
