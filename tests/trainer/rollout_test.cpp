@@ -203,7 +203,9 @@ TEST(Rollout, WaitsForMemoryAndGivesTheSame) {
   // Again with the pages of the run before.
   const auto again = tight.run(requests, sampling, 1);
   for (size_t i = 0; i < got.size(); ++i) expect_same(again[i], expected[i], "old pages");
-  EXPECT_THROW(tight.run(requests_of({270}, 1), {.max_tokens = 50}, 1), std::invalid_argument);
+  // Six pages of 64 where there are five.
+  EXPECT_THROW(Engine(model, *tokenizer, {.cache_mib = 1}).run(requests_of({270}, 1), {.max_tokens = 50}, 1),
+               std::invalid_argument);
 }
 
 TEST(Rollout, ReportsProgressAndStopsWhereToldTo) {
