@@ -7,7 +7,7 @@
 namespace cairn::rl {
 namespace {
 
-std::string check(const Json& answer) {
+std::string fault_of(const Json& answer) {
   const auto next = answer.find("continue"), done = answer.find("done");
   if (done != answer.end() && !done->is_boolean()) return "`done` is neither true nor false";
   const bool ends = done != answer.end() && done->get<bool>();
@@ -45,7 +45,7 @@ std::vector<EnvironmentAnswer> Environment::step(std::span<const Turn> turns) {
         fmt::format("{}, turn {}", turn.problem->source.empty() ? turn.problem->id : turn.problem->source, turn.turn));
   }
   std::vector<EnvironmentAnswer> out;
-  for (auto& answer : ask_all(workers_, std::move(questions), names, check)) {
+  for (auto& answer : ask_all(workers_, std::move(questions), names, fault_of)) {
     EnvironmentAnswer step;
     if (answer.contains("continue")) {
       step.next = answer["continue"].get<std::string>();
