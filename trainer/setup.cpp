@@ -178,7 +178,7 @@ models::DecoderConfig make_decoder_config(const config::RunConfig& config, const
                               tokenizer.vocab_size(), tokenizer.vocab_size() - 1));
     }
     for (const auto& stage : config.stages) {
-      if (stage.data.context > decoder.max_position_embeddings) {
+      if (config.objective != "grpo" && stage.data.context > decoder.max_position_embeddings) {
         config.fail("data.context", fmt::format("found {}, expected at most max_position_embeddings of the model ({})",
                                                 stage.data.context, decoder.max_position_embeddings));
       }

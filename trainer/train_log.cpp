@@ -49,9 +49,9 @@ void TrainLog::curves(const Json& line) {
   for (const auto& [name, blocks] : layers.items())
     for (const auto& [block, value] : blocks.items())
       board_->scalar(fmt::format("layers/{}/{}", name, block), value.get<double>(), step);
-  for (const auto& [name, value] : line.value("metrics", Json::object()).items())
-    board_->scalar(name, value.get<double>(), step);
-  for (const auto& [name, value] : line.value("task", Json::object()).items())
+  const Json metrics = line.value("metrics", Json::object()), task = line.value("task", Json::object());
+  for (const auto& [name, value] : metrics.items()) board_->scalar(name, value.get<double>(), step);
+  for (const auto& [name, value] : task.items())
     if (value.is_number()) board_->scalar("eval/task/" + name, value.get<double>(), step);
   if (!line.contains("eval")) return;
   for (const auto& [set, values] : line.at("eval").items()) {
