@@ -23,14 +23,15 @@ data::SourceOptions source_options(const config::SourceOptions& source) {
           .weight = source.weight};
 }
 
-data::DataOptions data_options(const config::DataOptions& from, bool examples) {
+data::DataOptions data_options(const config::DataOptions& from, const std::string& objective) {
   data::DataOptions to;
+  to.none = objective == "grpo";
   for (const auto& source : from.train) to.train.push_back(source_options(source));
   for (const auto& source : from.validation) to.validation.push_back(source_options(source));
   to.validation_fraction = from.validation_fraction;
   to.context = from.context;
   to.mask_documents = from.mask_documents;
-  to.examples = examples;
+  to.examples = objective == "sft";
   to.overlong = from.overlong;
   to.cache = from.cache;
   return to;
@@ -199,7 +200,7 @@ std::unique_ptr<data::Dataset> make_dataset(const config::RunConfig& config, Tok
   config::require_paths(config);
   std::vector<data::StageData> stages;
   for (const auto& stage : config.stages)
-    stages.push_back({.data = data_options(stage.data, config.objective == "sft"),
+    stages.push_back({.data = data_options(stage.data, config.objective),
                       .batch = stage.train.batch,
                       .steps = config.staged ? stage.steps.value_or(0) : 0});
   return std::make_unique<data::Dataset>(std::move(stages), std::move(tokenizer), config.seed.data, progress);

@@ -68,8 +68,9 @@ TEST_F(ErrorsTest, TypesAndRanges) {
       {"data.train=corpus.txt", "data.train: found 'corpus.txt', expected a list (each entry begins with '- ')"},
       {"data.train.5.text=x",
        "data.train.5.text: found '5' where a list is, expected a number from 0 to 1 (the last one appends)"},
-      {"objective=grpo", "objective: found 'grpo', which is not there yet, expected one of pretrain"},
-      {"objective=pretrian", "objective: found 'pretrian', expected one of pretrain (did you mean 'pretrain'?)"},
+      {"objective=dpo", "objective: found 'dpo', which is not there yet, expected one of pretrain, sft, grpo"},
+      {"objective=pretrian",
+       "objective: found 'pretrian', expected one of pretrain, sft, grpo (did you mean 'pretrain'?)"},
       {"trajectory.codec=gzip", "trajectory.codec: found 'gzip', expected one of plain, zstd, delta"},
   };
   for (const auto& [assignment, message] : cases)
@@ -140,7 +141,7 @@ TEST_F(ErrorsTest, CombinationsThatMakeNoSense) {
       {{"model.from=somewhere"},
        "run.yaml:1: model.hidden_size: found a shape beside model.from, expected one or the other: the weights bring "
        "theirs; what may be added is an indexer, by a model_type that has one (llama_dsa, ...) and its index_ "
-       "settings"},
+       "settings, and modules that predict further tokens, by num_nextn_predict_layers"},
       {{"model=null"},
        "command line: model: found nothing, expected `base: FILE`, Hugging Face config.json keys, or `from: ADDRESS`"},
       {{"model.vocab_size=100"},

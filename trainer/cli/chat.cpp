@@ -154,7 +154,10 @@ Action chat_verb(CLI::App& command) {
   plain->excludes(json)->excludes(prompt)->excludes("--system");
   return [o] {
     check(o->sampling);
-    const auto folder = locate(o->model).folder;
+    // A template is rendered without weights.
+    const bool bare = o->render && std::filesystem::is_directory(o->model) &&
+                      !std::filesystem::exists(std::filesystem::path(o->model) / "run.yaml");
+    const std::filesystem::path folder = bare ? std::filesystem::path(o->model) : locate(o->model).folder;
     if (o->plain) return go_on(*o, load_sampler(*o, folder));
     if (o->render)
       return o->json ? render_json_lines(folder, std::cin, std::cout) : render_one(folder, std::cin, std::cout);

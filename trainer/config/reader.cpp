@@ -153,9 +153,10 @@ void Reader::finish() const {
   for (const auto& entry : tree_.entries) {
     if (std::find(known_.begin(), known_.end(), entry.key) != known_.end()) continue;
     std::string hint = did_you_mean(entry.key, known_);
-    if (hint.empty()) {  // a key of another section, perhaps
-      std::vector<std::string> leaves;
-      for (const auto& key : all_keys()) leaves.push_back(key.substr(key.rfind('.') + 1));
+    std::vector<std::string> leaves;
+    for (const auto& key : all_keys()) leaves.push_back(key.substr(key.rfind('.') + 1));
+    const bool elsewhere = std::find(leaves.begin(), leaves.end(), entry.key) != leaves.end();
+    if (hint.empty() || elsewhere) {  // a key of another section, perhaps
       const std::string leaf = near_match(entry.key, leaves);
       if (!leaf.empty()) {
         const auto at = std::find(leaves.begin(), leaves.end(), leaf) - leaves.begin();

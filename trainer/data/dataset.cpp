@@ -50,7 +50,8 @@ void check_stage(const StageData& stage, const StageData& first, size_t number) 
     throw std::invalid_argument(fmt::format("data (stage {}): {}", number, what));
   };
   const auto& data = stage.data;
-  if (data.train.empty() != first.data.train.empty()) fail("train names no source");
+  if (data.train.empty() != data.none)
+    fail(data.none ? "train names a source of a run without data" : "train names no source");
   if (data.examples != first.data.examples) fail("examples and windows of text do not go together");
   if (data.context < 1) fail(fmt::format("context: {} is not positive", data.context));
   if (stage.batch < 1) fail(fmt::format("batch: {} is not positive", stage.batch));

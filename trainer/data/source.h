@@ -31,6 +31,7 @@ struct DataOptions {
   double validation_fraction = 0.0;       // share of the documents of `train` held out, by hash of the document
   int64_t context = 256;                  // T: tokens of a sequence
   bool mask_documents = false;            // no attention, no target, no position across documents
+  bool none = false;                      // the run reads no data: `train` is empty
   bool examples = false;                  // rows of whole documents, packed (example_rows.h), instead of windows
   std::string overlong = "truncate";      // examples longer than a row: truncate (their ends are lost), drop, error
   std::string cache;                      // folder of tokenised sources; "" = ${XDG_CACHE_HOME:-~/.cache}/cairn
