@@ -36,6 +36,18 @@ def test_includes_go_one_way():
     assert seen > 200, seen
 
 
+TOP = {"CMakeLists.txt", "README.md", "LICENSE", "cairn", "cmake", ".ci", ".clang-format", ".clang-tidy", ".gitignore", "trainer", "models", "optim", "checkpoints",
+       "configs", "tests"}
+
+
+def test_the_top_level_is_fixed():
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True)
+    if listed.returncode != 0:
+        print("not a clone of the repository: left out")
+        return
+    assert {name.split("/")[0] for name in listed.stdout.split("\n") if name} == TOP
+
+
 def test_one_openmp():
     libraries = subprocess.run(["ldd", CAIRN], capture_output=True, text=True, check=True).stdout
     openmp = re.findall(r"lib(?:gomp|iomp5|omp)\S* => (\S+)", libraries)
@@ -44,4 +56,4 @@ def test_one_openmp():
 
 
 if __name__ == "__main__":
-    main([test_includes_go_one_way, test_one_openmp])
+    main([test_includes_go_one_way, test_the_top_level_is_fixed, test_one_openmp])
