@@ -21,10 +21,11 @@ void TrainLog::start(const std::filesystem::path& run, int ranks, bool resuming)
   int64_t train_tokens = 0;
   const data::Dataset& data = stepper_.data();
   for (int32_t i = 0; i < data.source_count(); ++i) train_tokens += data.source(i).train_tokens;
-  console_.line(fmt::format("{} {}, {} parameters, vocabulary {} · {} training tokens · {} threads × {} ranks · run {}",
+  const std::string read = data.source_count() > 0 ? fmt::format(" · {} training tokens", count(train_tokens)) : "";
+  console_.line(fmt::format("{} {}, {} parameters, vocabulary {}{} · {} threads × {} ranks · run {}",
                             stepper_.decoder_config().model_type, stepper_.config().objective,
                             count(stepper_.state().model().parameters().numel()), stepper_.decoder_config().vocab_size,
-                            count(train_tokens), at::get_num_threads(), ranks, run.string()));
+                            read, at::get_num_threads(), ranks, run.string()));
   const auto& options = stepper_.config().data;
   for (int32_t i = 0; i < data.source_count(); ++i) {
     const data::SourceInfo& source = data.source(i);
