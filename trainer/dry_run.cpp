@@ -1,5 +1,6 @@
 #include "trainer/environment.h"
 #include "trainer/flops.h"
+#include "trainer/objectives/objective.h"
 #include "trainer/run_files.h"
 #include "trainer/setup.h"
 #include "trainer/train.h"
@@ -17,6 +18,7 @@ nlohmann::ordered_json dry_run(const config::RunConfig& config) {
   check_modules(config, decoder_config);
   check_indexer(config, decoder_config);
   const auto data = make_dataset(config, tokenizer, {});
+  make_objective(config, tokenizer, decoder_config, *data);  // refuses what does not fit
   const auto last = last_step(config, *data);
   check_schedules(config, last);
   const models::Decoder model(decoder_config);  // memory is reserved, not touched
@@ -71,8 +73,9 @@ nlohmann::ordered_json dry_run(const config::RunConfig& config) {
         checkpoint * (config.checkpoints.keep.all ? checkpoints_due : config.checkpoints.keep.last));
     out["trajectory_steps"] = trajectory_due;
     out["trajectory_bytes"] = static_cast<int64_t>(stored * parameters * trajectory_due);
-    out["epochs"] = static_cast<double>(*last) * step_tokens / std::max<int64_t>(1, train_tokens);
-    out["seconds"] = step_seconds * *last;  // products at 70% of this machine's measured peak
+    if (train_tokens > 0) out["epochs"] = static_cast<double>(*last) * step_tokens / train_tokens;
+    // How long completions become is not known before they are sampled.
+    if (train_tokens > 0) out["seconds"] = step_seconds * *last;  // products at 70% of this machine's measured peak
   }
   return out;
 }

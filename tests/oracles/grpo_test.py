@@ -161,6 +161,12 @@ def test_mistakes():
         refused("reward_weights", **{"rl.reward_weights": [1.0, 2.0]})
         refused("found it under", **{"objective": "pretrain", "data.train": [{"text": "foldoc"}]})
         refused("tokenizer", **{"data.tokenizer": None})
+        run = os.path.join(folder, "run")
+        cairn("train", settings(folder, **{"train.steps": 2}), "--run", run)
+        for verb, *more in (("data", "show", f"{run}@1"), ("data", "where", run, "--doc", 0)):
+            done = cairn(verb, *more, check=False)
+            assert done.returncode == 2 and "cairn:" in done.stderr, (verb, done.returncode, done.stderr)
+        assert "epochs" not in cairn("train", settings(folder), "--dry-run").stdout
         # A program as a reward that dies; a prompt that leaves no room.
         refused("exit", status=1, **{"rewards": [{"name": "program", "program": "exit 3", "restarts": 0}]})
         refused("prompt", "context", **{"task.prompt": "x" * 60 + "{expression}"})

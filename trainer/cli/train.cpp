@@ -90,19 +90,23 @@ Action train_verb(CLI::App& command) {
       } else {
         fmt::print("parameters       {}\n", count(report.at("parameters").get<double>()));
         fmt::print("memory           about {:.2f} GiB\n", report.at("memory_bytes").get<double>() / (1 << 30));
-        fmt::print("training tokens  {}\n", count(report.at("train_tokens").get<double>()));
-        fmt::print("tokens a step    {}\n", report.at("tokens_per_step").get<int64_t>());
+        const bool reads = report.at("train_tokens").get<int64_t>() > 0;  // else what it learns from is sampled
+        if (reads) {
+          fmt::print("training tokens  {}\n", count(report.at("train_tokens").get<double>()));
+          fmt::print("tokens a step    {}\n", report.at("tokens_per_step").get<int64_t>());
+        }
         if (report.contains("steps")) {
-          fmt::print("steps            {} ({:.2f} epochs)\n", report.at("steps").get<int64_t>(),
-                     report.at("epochs").get<double>());
+          fmt::print("steps            {}{}\n", report.at("steps").get<int64_t>(),
+                     reads ? fmt::format(" ({:.2f} epochs)", report.at("epochs").get<double>()) : "");
           fmt::print("checkpoints      {}, {:.2f} GiB on disk\n", report.at("checkpoints").get<int64_t>(),
                      report.at("disk_bytes").get<double>() / (1 << 30));
           if (const auto stored = report.at("trajectory_steps").get<int64_t>(); stored > 0) {
             fmt::print("trajectory       {} steps, at most {:.2f} GiB on disk\n", stored,
                        report.at("trajectory_bytes").get<double>() / (1 << 30));
           }
-          fmt::print("time             about {} (products at 70% of this machine's peak)\n",
-                     duration(report.at("seconds").get<double>()));
+          if (report.contains("seconds"))
+            fmt::print("time             about {} (products at 70% of this machine's peak)\n",
+                       duration(report.at("seconds").get<double>()));
         }
       }
       return 0;

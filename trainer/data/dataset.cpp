@@ -277,6 +277,7 @@ int64_t Dataset::tokens_before(int64_t step) const {
 }
 
 int64_t Dataset::steps_of_epochs(double epochs) const {
+  if (!impl_->sampler) throw std::invalid_argument("the run reads no data, which would make epochs");
   const auto& stage = impl_->sampler->settings(0);
   int64_t windows = 0;
   for (const auto& entry : stage.entries) windows += entry.windows;
@@ -288,6 +289,8 @@ Batch Dataset::batch(int64_t step) const { return batch_rows(step, 0, rows(step)
 
 Batch Dataset::batch_rows(int64_t step, int64_t first, int64_t count) const {
   const auto& stage = impl_->stages[this->stage(step)];
+  if (!impl_->sampler)
+    throw std::invalid_argument("the run reads no data: its steps sample what they learn from (RUN/rollouts)");
   check_rows(first, count, stage.batch, fmt::format("the batch of step {}", step));
   Batch batch = empty_batch(count, stage.data.context);
   for (int64_t row = 0; row < count; ++row) {
